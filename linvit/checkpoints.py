@@ -1,0 +1,155 @@
+"""Checkpoints: load weights into a model, find the model that belongs to a file, save a model with its description.
+
+A saved model is a folder with ``model.safetensors`` and ``config.json`` in timm's format, so that timm loads it too:
+``timm.create_model("local-dir:FOLDER", pretrained=True)``.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.data import ImageNetInfo
+from timm.models import adapt_input_conv
+from timm.models._hub import save_config_for_hf
+from torch import nn
+
+from linvit.files import atomic_write
+from linvit.models._pretrained import as_tuple, compare, prepare_state_dict, read_state_dict
+
+__all__ = ["class_names", "load_checkpoint", "load_model", "save_model"]
+
+WEIGHTS_NAME = "model.safetensors"
+CONFIG_NAME = "config.json"
+
+
+def load_checkpoint(model: nn.Module, path: str | Path) -> None:
+    """Load the weights of a published or own checkpoint into a model.
+
+    A classifier for another number of classes is left out, and so keeps its new initialisation (a warning says so);
+    an input convolution for another number of channels is adapted as timm does.
+
+    Args:
+        model: A model of linvit or timm.
+        path: A ``.safetensors`` or torch file; see :func:`linvit.models._pretrained.read_state_dict`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is unreadable, or does not fit: the message names the tensors, and nothing was loaded.
+    """
+    _load_state_dict(model, read_state_dict(path))
+
+
+def _load_state_dict(model: nn.Module, state_dict: dict[str, torch.Tensor]) -> None:
+    state_dict = prepare_state_dict(state_dict, model)
+    for name in as_tuple(getattr(model, "pretrained_cfg", {}).get("first_conv")):
+        in_chans = model.get_parameter(f"{name}.weight").shape[1]
+        if state_dict[f"{name}.weight"].shape[1] != in_chans:
+            state_dict[f"{name}.weight"] = adapt_input_conv(in_chans, state_dict[f"{name}.weight"])
+    model.load_state_dict(state_dict, strict=False)  # all but a classifier of another size is there: just checked
+
+
+def load_model(spec: str | Path) -> nn.Module:
+    """Build the model that ``spec`` names, with its weights, in evaluation mode.
+
+    Args:
+        spec: A folder written by :func:`save_model` (a run folder), a checkpoint file (its architecture is found by
+            its tensors), ``hf-hub:USER/REPO``, or a registered name, which takes the published weights.
+
+    Raises:
+        FileNotFoundError: ``spec`` looks like a path and nothing is there, or the folder holds no model.
+        ValueError: ``spec`` names no model, or the file fits none.
+    """
+    path = Path(spec)
+    if path.is_dir():
+        missing = [name for name in (WEIGHTS_NAME, CONFIG_NAME) if not (path / name).is_file()]
+        if missing:
+            raise FileNotFoundError(f"{path} is no run folder: it has no {' and no '.join(missing)}")
+        model = timm.create_model(f"local-dir:{path}", pretrained=True)
+    elif path.is_file() and path.name == WEIGHTS_NAME and (path.parent / CONFIG_NAME).is_file():
+        return load_model(path.parent)
+    elif path.is_file():
+        model = _model_for(path)
+    elif str(spec).startswith("hf-hub:") or timm.is_model(str(spec)):
+        model = timm.create_model(str(spec), pretrained=True)
+    elif path.suffix or len(path.parts) > 1:
+        raise FileNotFoundError(f"no run folder or checkpoint file at {path}")
+    else:
+        raise ValueError(
+            f"unknown model {str(spec)!r}: give a run folder, a checkpoint file, hf-hub:USER/REPO or a registered name "
+            f"({', '.join(_list_models()[:3])}, ... or any of timm's)"
+        )
+    return model.eval()
+
+
+def _list_models() -> list[str]:
+    from linvit import list_models  # the package imports this module first
+
+    return list_models()
+
+
+def _model_for(path: Path) -> nn.Module:
+    """Build the linvit model whose tensors are those of the file, and load them."""
+    state_dict = read_state_dict(path)
+    problems = {}
+    for name in _list_models():
+        with torch.device("meta"):
+            candidate = timm.create_model(name)
+        fit = compare(state_dict, candidate)
+        if not fit.problems:
+            classifier = fit.other_classes[0] if fit.other_classes else None
+            model = timm.create_model(name, num_classes=len(state_dict[classifier]) if classifier else None)
+            _load_state_dict(model, state_dict)
+            return model
+        problems[name] = len(fit.missing) + len(fit.unexpected) + len(fit.reshaped)
+    nearest = min(problems, key=problems.__getitem__)
+    raise ValueError(
+        f"{path} fits no linvit model; the nearest, {nearest}, differs in {problems[nearest]} tensors "
+        f"(for another model, load it in Python: linvit.load_checkpoint(model, {str(path)!r}))"
+    )
+
+
+def save_model(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    classes: Sequence[str],
+    input_config: dict[str, Any],
+    metrics: dict[str, float] | None = None,
+) -> Path:
+    """Write ``model.safetensors`` and ``config.json``, each under a temporary name first.
+
+    Args:
+        model: A model made by ``timm.create_model``.
+        folder: Where to; created if it is not there.
+        classes: Names of the classes, in the order of the logits.
+        input_config: What the model was trained to see: ``input_size`` (C, H, W), ``mean``, ``std``,
+            ``interpolation``, ``crop_pct``.
+        metrics: Figures to keep with the model.
+
+    Returns:
+        The path of the weights.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / WEIGHTS_NAME
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    extra = {"label_names": list(classes)} | ({"metrics": metrics} if metrics else {})
+    with atomic_write(weights) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    with atomic_write(folder / CONFIG_NAME) as temporary:
+        save_config_for_hf(model, str(temporary), model_config=extra, data_config=input_config)
+    return weights
+
+
+def class_names(model: nn.Module) -> list[str]:
+    """Return the names of a model's classes: its own, ImageNet's for 1,000 classes, or else their numbers."""
+    own = getattr(model, "pretrained_cfg", {}).get("label_names")
+    if own:
+        return list(own)
+    num_classes = int(model.num_classes)  # type: ignore[arg-type]
+    if num_classes == 1000:
+        return list(ImageNetInfo("imagenet-1k").label_names())
+    return [str(i) for i in range(num_classes)]

@@ -1,0 +1,46 @@
+"""Build a model by timm's builder, with published weights fetched, read and checked by linvit."""
+
+from typing import Any
+
+from timm.models import build_model_with_cfg, resolve_pretrained_cfg
+from torch import nn
+
+from linvit.models._pretrained import fetch_published, prepare_state_dict, read_state_dict
+
+__all__ = ["build_model"]
+
+
+def build_model(
+    model_cls: type[nn.Module],
+    variant: str,
+    pretrained: bool,
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    cache_dir: str | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Build ``variant`` of ``model_cls`` as ``timm.models.build_model_with_cfg`` does.
+
+    With ``pretrained``, the weights come from the file that the configuration names
+    (``pretrained_cfg_overlay=dict(file=...)``) or else from the authors' publication. A file that does not fit raises
+    a ``ValueError`` that names the tensors.
+    """
+    overlay = dict(pretrained_cfg_overlay or {})
+    cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay).to_dict()
+    read_here = pretrained and "state_dict" not in cfg and "source" not in cfg  # timm reads hub and local folders
+    if read_here:
+        path = cfg.get("file") or fetch_published(cfg | {"architecture": variant}, cache_dir)
+        overlay["state_dict"] = read_state_dict(path)
+    model: Any = build_model_with_cfg(
+        model_cls,
+        variant,
+        pretrained,
+        pretrained_cfg=pretrained_cfg,
+        pretrained_cfg_overlay=overlay,
+        pretrained_filter_fn=prepare_state_dict,
+        cache_dir=cache_dir,
+        **kwargs,
+    )
+    if read_here:
+        model.pretrained_cfg.pop("state_dict", None)  # the weights are in the model now
+    return model

@@ -1,0 +1,237 @@
+"""Where weights come from: read a checkpoint file, fetch a published one, and check it against a model.
+
+Nothing is ever unpickled beyond tensors and a short list of harmless containers.
+"""
+
+import argparse
+import hashlib
+import logging
+import pickle
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models import clean_state_dict
+from torch import nn
+
+__all__ = ["Fit", "as_tuple", "compare", "fetch_published", "prepare_state_dict", "read_state_dict"]
+
+_logger = logging.getLogger(__name__)
+
+_SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin", ".ckpt")
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # averaged weights before raw ones
+
+
+class _ForeignConfig(dict):
+    """Stands in for configuration objects of packages that need not be installed to read tensors."""
+
+
+_HARMLESS: list[Any] = [argparse.Namespace, (_ForeignConfig, "yacs.config.CfgNode")]
+
+
+def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read the tensors of a checkpoint without executing anything that is in it.
+
+    Args:
+        path: A ``.safetensors`` file, or a torch file that holds a state dict: plain, wrapped under ``model``,
+            ``state_dict``, ``model_ema`` or ``state_dict_ema`` (the average is preferred), with the prefixes that
+            DistributedDataParallel, ``torch.compile`` and Lightning put before names.
+
+    Returns:
+        Tensors by name, on the CPU.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not a checkpoint, is damaged, or holds types that are not tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint file at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals(_HARMLESS):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"cannot read {path}: {_why_unreadable(path, error)}") from error
+
+    for key in _WRAPPERS:
+        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
+            checkpoint = checkpoint[key]
+            break
+    tensors = isinstance(checkpoint, dict) and {k: v for k, v in checkpoint.items() if isinstance(v, torch.Tensor)}
+    if not tensors:
+        raise ValueError(f"cannot read {path}: it holds no state dict (looked for a plain one and for {_WRAPPERS})")
+    tensors = clean_state_dict(tensors)
+    if all(name.startswith("model.") for name in tensors):
+        tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    try:
+        refused = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # not a torch archive at all: the first error says more
+        refused = []
+    if refused:
+        return (
+            f"besides tensors it holds {', '.join(sorted(refused))}, which are not unpickled; "
+            "save its state dict alone, as .safetensors"
+        )
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    return f"not a checkpoint, or damaged ({reason[0][:120]})"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a checkpoint's tensors fit a model; see :func:`compare`."""
+
+    tensors: dict[str, torch.Tensor]  # by the model's names, without those of other_classes
+    other_classes: list[str]  # classifier tensors made for another number of classes
+    missing: list[str]
+    unexpected: list[str]
+    reshaped: list[str]
+
+    @property
+    def problems(self) -> str:
+        """What does not fit, in words; empty where everything does."""
+        found = [("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", self.reshaped)]
+        return "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in found if names)
+
+
+def compare(state_dict: dict[str, torch.Tensor], model: nn.Module) -> Fit:
+    """Compare a checkpoint with a model, which may live on the meta device.
+
+    Published names are translated by the ``checkpoint_filter_fn`` of the model's module, where it has one. A
+    classifier for another number of classes and an input convolution for another number of channels are no problem;
+    a model without classes takes no heads.
+    """
+    filter_fn = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if filter_fn is not None:
+        state_dict = filter_fn(state_dict, model)
+    cfg = getattr(model, "pretrained_cfg", {})
+    classifiers = as_tuple(cfg.get("classifier"))
+    input_convs = {f"{name}.weight" for name in as_tuple(cfg.get("first_conv"))}
+    expected = model.state_dict()
+    if getattr(model, "num_classes", None) == 0:
+        heads = tuple(name.split(".")[0] + "." for name in classifiers)
+        state_dict = {name: tensor for name, tensor in state_dict.items() if not name.startswith(heads)}
+
+    differ = [n for n in expected if n in state_dict and state_dict[n].shape != expected[n].shape]
+    classifier_names = {f"{name}.{part}" for name in classifiers for part in ("weight", "bias")}
+    other_classes = [n for n in differ if n in classifier_names and state_dict[n].shape[1:] == expected[n].shape[1:]]
+    return Fit(
+        tensors={n: tensor for n, tensor in state_dict.items() if n not in other_classes},
+        other_classes=other_classes,
+        missing=[n for n in expected if n not in state_dict],
+        unexpected=[n for n in state_dict if n not in expected],
+        reshaped=[
+            f"{n} {list(state_dict[n].shape)} for {list(expected[n].shape)}"
+            for n in differ
+            if n not in other_classes and n not in input_convs
+        ],
+    )
+
+
+def prepare_state_dict(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Check that a checkpoint fits a model, before anything of it is loaded.
+
+    Returns:
+        The tensors by the model's names, without classifiers for another number of classes (a warning says so).
+
+    Raises:
+        ValueError: Tensors are missing, unexpected or of another shape; the message names them.
+    """
+    fit = compare(state_dict, model)
+    if fit.problems:
+        architecture = getattr(model, "pretrained_cfg", {}).get("architecture", type(model).__name__)
+        raise ValueError(f"the checkpoint does not fit {architecture}, nothing was loaded: {fit.problems}")
+    if fit.other_classes:
+        classes = " and ".join(sorted({str(len(state_dict[name])) for name in fit.other_classes if name in state_dict}))
+        _logger.warning(
+            "the checkpoint was trained on %s classes, the model has %s: %s keep their new initialisation",
+            *(classes or "other", model.num_classes, ", ".join(fit.other_classes)),
+        )
+    return fit.tensors
+
+
+def as_tuple(names: str | tuple[str, ...] | list[str] | None) -> tuple[str, ...]:
+    """Return the module names of a ``pretrained_cfg`` entry, which may be one name, several or none."""
+    return (names,) if isinstance(names, str) else tuple(names or ())
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def fetch_published(cfg: dict[str, Any], cache_dir: str | Path | None = None) -> Path:
+    """Find the published weights of a model, downloading them where they are not here yet.
+
+    A file that was put by hand into torch's checkpoint folder, under the published name, comes first. Otherwise the
+    file is looked up in the authors' Hugging Face repository (the published name, or else the one file whose name
+    carries the model's size), downloaded with a progress bar into the Hugging Face cache and compared with the
+    repository's checksum.
+
+    Args:
+        cfg: The model's ``pretrained_cfg``, with ``architecture``, ``hf_hub_id`` and ``hf_hub_filename``.
+        cache_dir: Replaces the Hugging Face cache folder.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ConnectionError: It is not here and could not be fetched; the message says what to download and where to
+            put it.
+        ValueError: What arrived is not what the repository announced.
+    """
+    repo, published_name = cfg["hf_hub_id"], cfg["hf_hub_filename"]
+    by_hand = Path(torch.hub.get_dir()) / "checkpoints" / published_name
+    if by_hand.is_file():
+        return by_hand
+    size = published_name.split(".")[0].split("_")[-1]  # "S0" of "CARETrans_S0.pth.tar"
+    try:
+        files = HfApi().model_info(repo, files_metadata=True).siblings or []
+        name = _pick([file.rfilename for file in files], published_name, size)
+        path = Path(hf_hub_download(repo, name, cache_dir=cache_dir))
+        checksum = next((file.lfs.sha256 for file in files if file.rfilename == name and file.lfs), None)
+    except (OSError, ValueError) as error:  # unreachable, refused, offline, or nothing there that carries the size
+        cached = _pick_cached(repo, published_name, size, cache_dir)
+        if cached is not None:
+            return cached
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConnectionError(
+            f"{cfg.get('architecture')}: the published weights could not be fetched ({reason[0][:160]}). Download the "
+            f"file whose name carries {size} from https://huggingface.co/{repo} by hand and save it as {by_hand}"
+        ) from error
+    if checksum is not None and _sha256(path) != checksum:
+        path.unlink()
+        raise ValueError(f"{name} from {repo} arrived damaged (its SHA-256 differs) and was removed; try again")
+    return path
+
+
+def _pick(names: list[str], published_name: str, size: str) -> str:
+    if published_name in names:
+        return published_name
+    found = sorted(name for name in names if name.endswith(_SUFFIXES) and size.lower() in Path(name).name.lower())
+    if not found:
+        raise ValueError(f"no weights file that carries {size} among {_some(names)}")
+    return found[0]
+
+
+def _pick_cached(repo: str, published_name: str, size: str, cache_dir: str | Path | None) -> Path | None:
+    try:
+        folder = Path(snapshot_download(repo, cache_dir=cache_dir, local_files_only=True))
+        return folder / _pick([str(p.relative_to(folder)) for p in folder.rglob("*")], published_name, size)
+    except (LocalEntryNotFoundError, ValueError):
+        return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

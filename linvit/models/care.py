@@ -1,0 +1,395 @@
+"""CARE Transformer: a mobile vision transformer with decoupled, dually interacting channel groups.
+
+Paper: Zhou et al., "CARE Transformer: Mobile-Friendly Linear Visual Transformer via Decoupled Dual Interaction"
+(CVPR 2025, https://arxiv.org/abs/2411.16170).
+Published code and weights: https://github.com/zhouyuan888888/CARE-Transformer (MIT).
+
+Computes exactly what the published code computes and loads its checkpoints as they are. Beyond it: any height and
+width (the published strided convolutions drop the rows and columns that do not fill a stride; here the map is padded,
+which changes nothing at multiples of 32), safe half precision, and timm's interface.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import DropPath, calculate_drop_path_rates, get_device_dtype, trunc_normal_
+from timm.models import checkpoint_seq, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from torch import nn
+
+from linvit.attention.care import CareTokenMixer, DualInteraction
+from linvit.models._builder import build_model
+
+__all__ = ["Care"]
+
+
+class PatchConv2d(nn.Conv2d):
+    """Convolution whose stride is its kernel size, padded at the bottom and right to whole patches."""
+
+    def __init__(self, in_channels: int, out_channels: int, patch_size: int, device=None, dtype=None):
+        super().__init__(in_channels, out_channels, patch_size, stride=patch_size, device=device, dtype=dtype)
+        self.patch_size = patch_size
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``[B, C, H, W]`` to ``[B, C', ceil(H / patch), ceil(W / patch)]``."""
+        x = F.pad(x, (0, -x.shape[3] % self.patch_size, 0, -x.shape[2] % self.patch_size))
+        return self._conv_forward(x, self.weight, self.bias)
+
+
+class CareBlock(nn.Module):
+    """One block: split off the memory, mix the feature groups, let both interact.
+
+    Args:
+        dim: Width ``g`` of one channel group; the block is ``4g`` wide.
+        head_dim: Channels per attention head; None mixes the global group by convolution.
+        ratios: Expansion ratios of the dual interaction.
+        proj_drop: Dropout rate inside the dual interaction.
+        drop_path: Stochastic depth rate.
+        layer_scale_init_value: Start of the per-channel scale of the block's result.
+        project: False for the last block of the model, which returns ``ratios[1] * 4g`` channels and has neither
+            layer scale nor shortcut.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        head_dim: int | None,
+        ratios: tuple[int, int],
+        proj_drop: float = 0.0,
+        drop_path: float = 0.0,
+        layer_scale_init_value: float = 1e-6,
+        project: bool = True,
+        device=None,
+        dtype=None,
+    ):
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        self.split = (dim, 3 * dim)
+        self.token_mixer = CareTokenMixer(dim, head_dim, **dd)
+        self.inter_layer = DualInteraction(dim, ratios, drop=proj_drop, project=project, **dd)
+        self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+        self.gamma = nn.Parameter(torch.full((4 * dim,), layer_scale_init_value, **dd)) if project else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shortcut = x
+        memory, x = x.split(self.split, dim=1)
+        x = self.inter_layer(memory, self.token_mixer(x))
+        if self.gamma is None:
+            return self.drop_path(x)
+        return shortcut + self.drop_path(x * self.gamma.view(-1, 1, 1))
+
+
+class CareStage(nn.Module):
+    """Blocks at one resolution, behind the downsampling that leads to it.
+
+    Args:
+        in_chans: Channels that come in.
+        dim: Width ``g`` of one channel group of the blocks.
+        drop_paths: Stochastic depth rate of each block; its length is the depth.
+        downsample: Halve the map first (and take it from ``in_chans`` to ``4 * dim`` channels).
+        last: The stage ends the model: its last block returns the expanded width.
+        **block_args: Further arguments of :class:`CareBlock`.
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        dim: int,
+        drop_paths: list[float],
+        downsample: bool,
+        last: bool,
+        device=None,
+        dtype=None,
+        **block_args: Any,
+    ):
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        self.grad_checkpointing = False
+        self.downsample = nn.Sequential()
+        if downsample:
+            self.downsample.extend([nn.BatchNorm2d(in_chans, **dd), PatchConv2d(in_chans, 4 * dim, 2, **dd)])
+        self.blocks = nn.Sequential(
+            *(
+                CareBlock(dim, drop_path=rate, project=not (last and i == len(drop_paths) - 1), **block_args, **dd)
+                for i, rate in enumerate(drop_paths)
+            )
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.downsample(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(self.blocks, x)
+        return self.blocks(x)
+
+
+class CareHead(nn.Module):
+    """LayerNorm, dropout and a linear classifier on pooled features ``[B, C]`` (or on maps ``[B, H, W, C]``)."""
+
+    def __init__(self, in_features: int, num_classes: int, drop_rate: float = 0.0, device=None, dtype=None):
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        self.norm = nn.LayerNorm(in_features, eps=1e-6, **dd)
+        self.drop = nn.Dropout(drop_rate)
+        self.fc = nn.Linear(in_features, num_classes, **dd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.drop(self.norm(x)))
+
+
+class Care(nn.Module):
+    """CARE Transformer.
+
+    Args:
+        depths: Blocks per stage.
+        dims: Width ``g`` of one channel group per stage; a stage is ``4g`` wide.
+        ratios: Expansion ratios of the dual interaction, two per stage.
+        head_dims: Channels per attention head, per stage; None mixes the global group by convolution.
+        in_chans: Channels of the image.
+        num_classes: Classes; 0 leaves the heads out.
+        global_pool: "avg", or "" to keep the map.
+        drop_rate: Dropout before the classifiers.
+        proj_drop_rate: Dropout inside the dual interactions.
+        drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
+        layer_scale_init_value: Start of the layer scale. The published 1e-6 is made for 300 epochs; short runs
+            converge faster from 0.1 to 1.
+        img_size: Accepted from timm's factory and unused: nothing in the model depends on the image's size.
+
+    The model has two classifiers, ``head`` and ``dist_head`` (for distillation). Its output is their mean, or after
+    ``set_distilled_training(True)``, in training mode, the pair.
+    """
+
+    def __init__(
+        self,
+        depths: tuple[int, ...] = (2, 4, 8, 4),
+        dims: tuple[int, ...] = (8, 16, 32, 64),
+        ratios: tuple[tuple[int, int], ...] = ((2, 2), (2, 4), (4, 4), (4, 4)),
+        head_dims: tuple[int | None, ...] = (None, None, 16, 32),
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 1e-6,
+        img_size: int | tuple[int, int] | None = None,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.global_pool = _check_pool(global_pool)
+        self.drop_rate = drop_rate
+        self.distilled_training = False
+        self.feature_info = []
+
+        self.stem = nn.Sequential(PatchConv2d(in_chans, 4 * dims[0], 4, **dd), nn.BatchNorm2d(4 * dims[0], **dd))
+        stages = []
+        width = 4 * dims[0]
+        rates: list = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        for i, dim in enumerate(dims):
+            last = i == len(dims) - 1
+            stages.append(
+                CareStage(
+                    width,
+                    dim,
+                    drop_paths=rates[i],
+                    downsample=i > 0,
+                    last=last,
+                    head_dim=head_dims[i],
+                    ratios=ratios[i],
+                    proj_drop=proj_drop_rate,
+                    layer_scale_init_value=layer_scale_init_value,
+                    **dd,
+                )
+            )
+            width = 4 * dim * (ratios[i][1] if last else 1)
+            self.feature_info.append({"num_chs": width, "reduction": 4 * 2**i, "module": f"stages.{i}"})
+        self.stages = nn.Sequential(*stages)
+        self.num_features = self.head_hidden_size = width
+        self.head_act = nn.GELU()
+        self.reset_classifier(num_classes)
+        self.apply(_init_weights)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that are never decayed beyond timm's rule (biases, norms, layer scales)."""
+        return set()
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Layer groups for layer-wise learning-rate decay."""
+        return {
+            "stem": r"^stem",
+            "blocks": r"^stages\.(\d+)"
+            if coarse
+            else [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)],
+        }
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass instead of keeping them."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable  # type: ignore[assignment]
+
+    @torch.jit.ignore
+    def set_distilled_training(self, enable: bool = True) -> None:
+        """In training mode, return the outputs of ``head`` and ``dist_head`` as a pair instead of their mean."""
+        self.distilled_training = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> tuple[nn.Module, nn.Module]:
+        """Return the two classifier heads, for labels and for distillation."""
+        return self.head, self.dist_head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace both heads by new ones; 0 classes removes them."""
+        self.num_classes = num_classes
+        if global_pool is not None:
+            self.global_pool = _check_pool(global_pool)
+        dd = get_device_dtype(self)
+        self.head: nn.Module = self._new_head(**dd)
+        self.dist_head: nn.Module = self._new_head(**dd)
+
+    def _new_head(self, device=None, dtype=None) -> nn.Module:
+        if self.num_classes == 0:
+            return nn.Identity()
+        head = CareHead(self.num_features, self.num_classes, self.drop_rate, device=device, dtype=dtype)
+        return head.apply(_init_weights).train(self.training)
+
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the maps of the chosen stages, and the final map unless ``intermediates_only``.
+
+        Args:
+            x: Images ``[B, C, H, W]``.
+            indices: Stages to return: a list, the last n if an integer, all if None.
+            norm: Accepted for timm's interface; CARE has no final normalisation.
+            stop_early: Leave out the stages after the last one asked for.
+            output_fmt: "NCHW" is the only one.
+            intermediates_only: Return the list alone.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
+        intermediates = []
+        take_indices, max_index = feature_take_indices(len(self.stages), indices)
+        x = self.stem(x)
+        stages = self.stages[: max_index + 1] if stop_early else self.stages
+        for i, stage in enumerate(stages):
+            x = stage(x)
+            if i in take_indices:
+                intermediates.append(x)
+        return intermediates if intermediates_only else (x, intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages (and heads) that the chosen intermediates do not need; return their indices."""
+        take_indices, max_index = feature_take_indices(len(self.stages), indices)
+        pruned = max_index < len(self.stages) - 1
+        self.stages = self.stages[: max_index + 1]
+        if pruned:
+            self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
+        if prune_head or pruned:
+            self.reset_classifier(0, "")
+        return take_indices
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images ``[B, C, H, W]`` to the last map ``[B, num_features, ceil(H / 32), ceil(W / 32)]``."""
+        return self.stages(self.stem(x))
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False):
+        """Pool and classify. ``pre_logits`` returns what both heads share: the pooled, activated features."""
+        if self.global_pool == "avg":
+            x = x.mean(dim=(2, 3))
+        x = self.head_act(x)
+        if pre_logits or self.num_classes == 0:
+            return x
+        if self.global_pool == "":
+            x = x.permute(0, 2, 3, 1)
+        logits, dist_logits = self.head(x), self.dist_head(x)
+        if self.distilled_training and self.training and not torch.jit.is_scripting():
+            return logits, dist_logits
+        return (logits + dist_logits) / 2
+
+    def forward(self, x: torch.Tensor):
+        """Map images ``[B, C, H, W]`` to logits ``[B, num_classes]``."""
+        return self.forward_head(self.forward_features(x))
+
+
+def _check_pool(global_pool: str) -> str:
+    if global_pool not in ("", "avg"):
+        raise ValueError(f"global_pool must be '' or 'avg', got {global_pool!r}")
+    return global_pool
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _cfg(**kwargs: Any) -> dict[str, Any]:
+    return {
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "stem.0",
+        "classifier": ("head.fc", "dist_head.fc"),
+        "hf_hub_id": "YuanZ1995/CARE-Transformer",
+        "license": "mit",
+        "paper_ids": "arXiv:2411.16170",
+        "paper_name": "CARE Transformer: Mobile-Friendly Linear Visual Transformer via Decoupled Dual Interaction",
+        "origin_url": "https://github.com/zhouyuan888888/CARE-Transformer",
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "care_s0.dist_in1k": _cfg(hf_hub_filename="CARETrans_S0.pth.tar"),
+        "care_s1.dist_in1k": _cfg(hf_hub_filename="CARETrans_S1.pth.tar"),
+        "care_s2.dist_in1k": _cfg(hf_hub_filename="CARETrans_S2.pth.tar"),
+    }
+)
+
+
+def _create_care(variant: str, pretrained: bool = False, **kwargs: Any) -> Care:
+    return build_model(
+        Care, variant, pretrained, feature_cfg={"out_indices": (0, 1, 2, 3), "flatten_sequential": True}, **kwargs
+    )
+
+
+@register_model
+def care_s0(pretrained: bool = False, **kwargs: Any) -> Care:
+    """CARE-S0: 7.3 M parameters, 0.7 GMACs, 78.4 % ImageNet-1K top-1 published."""
+    return _create_care("care_s0", pretrained, **kwargs)
+
+
+@register_model
+def care_s1(pretrained: bool = False, **kwargs: Any) -> Care:
+    """CARE-S1: 9.6 M parameters, 1.0 GMACs, 80.1 % ImageNet-1K top-1 published."""
+    args = {"depths": (3, 6, 10, 6), "ratios": ((2, 4), (2, 4), (4, 4), (4, 4))}
+    return _create_care("care_s1", pretrained, **args | kwargs)
+
+
+@register_model
+def care_s2(pretrained: bool = False, **kwargs: Any) -> Care:
+    """CARE-S2: 19.5 M parameters, 1.9 GMACs, 82.1 % ImageNet-1K top-1 published."""
+    args = {"depths": (3, 6, 10, 6), "dims": (8, 16, 48, 96), "ratios": ((4, 4),) * 4}
+    return _create_care("care_s2", pretrained, **args | kwargs)

@@ -1,0 +1,71 @@
+"""Linear attention: softmax's ``N x M`` weights replaced by an inner product of features, so cost grows with N.
+
+With non-negative features ``q_i``, ``k_j`` and values ``v_j`` over M keys::
+
+    out_i = q_i (sum_j k_j v_j^T / M) / (q_i . mean_j k_j + eps)
+
+Source: Katharopoulos et al., "Transformers are RNNs" (ICML 2020), eq. 5, with the scaling by 1/M and the epsilon that
+CARE (CVPR 2025) and FLatten (ICCV 2023) publish.
+"""
+
+import torch
+
+from linvit.ops._precision import accumulation_dtype
+
+__all__ = ["linear_attention", "linear_attention_reference"]
+
+
+def linear_attention_reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
+    """The formula with its ``N x M`` weights written out; quadratic, for tests and for reading."""
+    weights = q @ k.transpose(-2, -1) / k.shape[-2]  # [B, h, N, M]
+    return weights @ v / (weights.sum(dim=-1, keepdim=True) + eps)
+
+
+def linear_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
+    """Attend in time and memory linear in the number of tokens.
+
+    Sums over tokens reach 1e5 and would overflow float16: whatever the input type, and under autocast too, they
+    accumulate in at least float32, and keys are scaled by 1/M before they are summed. The result is finite wherever
+    the product of one query, key and value entry fits float32.
+
+    Args:
+        q: Query features ``[B, h, N, d]``, non-negative (see :mod:`linvit.ops.feature_maps`).
+        k: Key features ``[B, h, M, d]``, non-negative.
+        v: Values ``[B, h, M, e]``.
+        eps: Added to the normaliser ``q_i . mean_j k_j``.
+
+    Returns:
+        ``[B, h, N, e]`` in the type of ``v``.
+
+    Raises:
+        ValueError: The shapes do not fit together.
+    """
+    if not torch.jit.is_scripting():
+        _check_shapes(q, k, v)
+        if torch.is_autocast_enabled(v.device.type):  # autocast would take the products back to half precision
+            with torch.autocast(v.device.type, enabled=False):
+                return _linear_attention(q, k, v, eps)
+    return _linear_attention(q, k, v, eps)
+
+
+def _linear_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float) -> torch.Tensor:
+    acc = accumulation_dtype(v)
+    q = q.to(acc)
+    k = k.to(acc) / k.shape[-2]
+    context = k.transpose(-2, -1) @ v.to(acc)  # [B, h, d, e]
+    normaliser = q @ k.sum(dim=-2).unsqueeze(-1)  # [B, h, N, 1]
+    return (q @ context / (normaliser + eps)).to(v.dtype)
+
+
+def _check_shapes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    fits = (
+        q.ndim == k.ndim == v.ndim == 4
+        and q.shape[:2] == k.shape[:2] == v.shape[:2]
+        and q.shape[3] == k.shape[3]
+        and k.shape[2] == v.shape[2]
+    )
+    if not fits:
+        raise ValueError(
+            "linear_attention takes q [B, h, N, d], k [B, h, M, d] and v [B, h, M, e], "
+            f"got q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)}"
+        )
