@@ -137,10 +137,9 @@ def save_model(
     weights = folder / WEIGHTS_NAME
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     extra = {"label_names": list(classes)} | ({"metrics": metrics} if metrics else {})
-    with atomic_write(weights) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
-    with atomic_write(folder / CONFIG_NAME) as temporary:
-        save_config_for_hf(model, str(temporary), model_config=extra, data_config=input_config)
+    with atomic_write(weights) as new_weights, atomic_write(folder / CONFIG_NAME) as new_config:  # both or neither
+        save_file(tensors, new_weights, metadata={"format": "pt"})
+        save_config_for_hf(model, str(new_config), model_config=extra, data_config=input_config)
     return weights
 
 

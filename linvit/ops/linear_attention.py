@@ -42,8 +42,9 @@ def linear_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: flo
     """
     if not torch.jit.is_scripting():
         _check_shapes(q, k, v)
-        if torch.is_autocast_enabled(v.device.type):  # autocast would take the products back to half precision
-            with torch.autocast(v.device.type, enabled=False):
+        device = v.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):  # it would take the products back to half precision
                 return _linear_attention(q, k, v, eps)
     return _linear_attention(q, k, v, eps)
 
