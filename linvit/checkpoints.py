@@ -143,12 +143,19 @@ def save_model(
     return weights
 
 
-def class_names(model: nn.Module) -> list[str]:
-    """Return the names of a model's classes: its own, ImageNet's for 1,000 classes, or else their numbers."""
-    own = getattr(model, "pretrained_cfg", {}).get("label_names")
-    if own:
-        return list(own)
+def class_names(model: nn.Module, readable: bool = False) -> list[str]:
+    """Return the names of a model's classes: its own, ImageNet's for 1,000 classes, or else their numbers.
+
+    Args:
+        model: A classifier.
+        readable: Say "tench" instead of "n01440764" where names are ImageNet's.
+    """
     num_classes = int(model.num_classes)  # type: ignore[arg-type]
-    if num_classes == 1000:
-        return list(ImageNetInfo("imagenet-1k").label_names())
-    return [str(i) for i in range(num_classes)]
+    names = list(getattr(model, "pretrained_cfg", {}).get("label_names") or [])
+    imagenet = ImageNetInfo("imagenet-1k")
+    if not names:
+        names = imagenet.label_names() if num_classes == 1000 else [str(i) for i in range(num_classes)]
+    if readable:
+        words = dict(zip(imagenet.label_names(), imagenet.label_descriptions(), strict=True))
+        names = [words.get(name, name).split(",")[0] for name in names]
+    return names

@@ -1,0 +1,34 @@
+# make install   .venv with everything        make test   lint, types and tests, as CI runs them
+# make demo      train, evaluate, predict, export and verify on real digits, in about three minutes
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := runs/demo
+
+.PHONY: install demo lint test clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
+	@touch $@
+
+demo: install
+	rm -rf $(DEMO)
+	$(BIN)/linvit train --config recipes/demo.yaml --out $(DEMO)
+	$(BIN)/linvit eval $(DEMO) mnist5k
+	$(BIN)/linvit predict $(DEMO) mnist5k --top 3 --grid $(DEMO)/predictions.png
+	$(BIN)/linvit export $(DEMO) --to onnx
+	@echo "look into $(DEMO): curves.png, confusion_matrix.png, predictions.png, model.safetensors, model.onnx"
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy linvit
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+clean:
+	rm -rf .venv runs .pytest_cache .ruff_cache .mypy_cache *.egg-info

@@ -1,0 +1,78 @@
+"""What the commands share: a parser whose errors are one line, tables, JSON, and a progress bar."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+__all__ = ["Parser", "print_facts", "print_json", "print_rows", "progress"]
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with an example in its help, and errors that are raised as ValueError.
+
+    Args:
+        command: Name of the command.
+        description: What it does.
+        example: A line that works when pasted.
+    """
+
+    def __init__(self, command: str, description: str, example: str):
+        super().__init__(
+            prog=f"linvit {command}",
+            description=description,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def add_model(self) -> None:
+        """Add the MODEL argument and how to run it."""
+        help = "a run folder, a checkpoint file, a registered name (published weights) or hf-hub:USER/REPO"
+        self.add_argument("model", metavar="MODEL", help=help)
+        self.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+    def add_runtime(self) -> None:
+        """Add where and how exactly the model computes, and what it sees."""
+        self.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ... (auto)")
+        self.add_argument("--precision", default="float32", help="float32, bfloat16 or float16 (float32)")
+        self.add_argument("--img-size", type=int, metavar="PIXELS", help="height and width (the model's)")
+        self.add_argument("--crop-pct", type=float, metavar="SHARE", help="share that the crop keeps (the model's)")
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what is wrong with the arguments."""
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def print_rows(rows: Iterable[Mapping[str, Any]], title: str = "") -> None:
+    """Print records as a table whose columns are their keys."""
+    rows = list(rows)
+    table = Table(title=title or None, title_justify="left")
+    for name in rows[0]:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    Console().print(table)
+
+
+def print_facts(facts: Mapping[str, Any]) -> None:
+    """Print names and values as a table of two columns."""
+    table = Table(show_header=False)
+    for name, value in facts.items():
+        table.add_row(name, str(value))
+    Console().print(table)
+
+
+def print_json(value: Any) -> None:
+    """Print JSON to the standard output."""
+    print(json.dumps(value, indent=2))
+
+
+def progress(items: Iterable[Any], total: int, description: str) -> Iterable[Any]:
+    """Show a progress bar on the standard error stream, where a person is watching it."""
+    return track(items, description, total=total, console=Console(stderr=True), disable=not sys.stderr.isatty())

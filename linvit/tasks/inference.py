@@ -1,0 +1,129 @@
+"""Use a trained classifier: evaluate it on a data set, predict single images. Device and precision are chosen here."""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+__all__ = ["PRECISIONS", "Classifier", "Evaluation"]
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class Evaluation:
+    """What an evaluation found; accuracies are shares of 1."""
+
+    images: int
+    top1: float
+    top5: float
+    loss: float
+    confusion: Tensor  # [C, C] counts, true classes down
+    seconds: float
+    unreadable: list[str] = field(default_factory=list)
+
+
+class Classifier:
+    """A model with its preprocessing, on a device, in a precision, ready for images.
+
+    Args:
+        model: A model made by timm.
+        device: "auto" takes the accelerator that torch finds, or else the CPU; or any of torch's device names.
+        precision: "float32", or "bfloat16" / "float16" for autocast.
+        img_size: Height and width to resize to, in pixels; None takes what the model was trained on.
+        crop_pct: Share of the shorter side that the centre crop keeps; None takes the model's.
+
+    Raises:
+        ValueError: There is no such device or precision.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: str = "auto",
+        precision: str = "float32",
+        img_size: int | None = None,
+        crop_pct: float | None = None,
+    ):
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        if img_size is not None and img_size < 1:
+            raise ValueError(f"img_size must be at least 1 pixel, got {img_size}")
+        self.device = _find_device(device)
+        self.precision = precision
+        # Channels-last is the fastest layout of these models on CPUs and GPUs alike.
+        self.model = model.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        config = resolve_model_data_config(model)
+        if img_size is not None:
+            config["input_size"] = (config["input_size"][0], img_size, img_size)
+        if crop_pct is not None:
+            config["crop_pct"] = crop_pct
+        self.input_config: dict[str, Any] = config
+        self.transform = create_transform(**config)
+
+    @torch.inference_mode()
+    def logits(self, images: Tensor) -> Tensor:
+        """Map preprocessed images ``[B, 3, H, W]`` to float32 logits ``[B, num_classes]`` on the device."""
+        images = images.to(self.device, memory_format=torch.channels_last)
+        dtype = PRECISIONS[self.precision]
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32):
+            return self.model(images).float()
+
+    def predict(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return the class probabilities ``[len(images), num_classes]`` of RGB images of any size, on the CPU."""
+        return self.logits(torch.stack([self.transform(image) for image in images])).softmax(dim=1).cpu()
+
+    def evaluate(self, batches: Iterable[dict[str, Any]]) -> Evaluation:
+        """Measure accuracy and loss over batches of :func:`linvit.data.collate`.
+
+        Raises:
+            ValueError: Not one image could be read.
+        """
+        num_classes = int(self.model.num_classes)  # type: ignore[arg-type]
+        top1 = MulticlassAccuracy(num_classes, average="micro").to(self.device)
+        top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro").to(self.device)
+        confusion = MulticlassConfusionMatrix(num_classes).to(self.device)
+        loss = MeanMetric().to(self.device)
+        unreadable: list[str] = []
+        images = 0
+        start = time.perf_counter()
+        for batch in batches:
+            unreadable += batch["unreadable"]
+            if batch["image"] is None:
+                continue
+            target = batch["target"].to(self.device)
+            logits = self.logits(batch["image"])
+            for metric in (top1, top5, confusion):
+                metric.update(logits, target)
+            loss.update(cross_entropy(logits, target), weight=len(target))
+            images += len(target)
+        if images == 0:
+            raise ValueError(f"none of the {len(unreadable)} images could be read")
+        return Evaluation(
+            images=images,
+            top1=top1.compute().item(),
+            top5=top5.compute().item(),
+            loss=loss.compute().item(),
+            confusion=confusion.compute().cpu(),
+            seconds=time.perf_counter() - start,
+            unreadable=unreadable,
+        )
+
+
+def _find_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} is not here: give auto, cpu, or an accelerator that torch finds") from error
+    return device

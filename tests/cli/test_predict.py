@@ -1,0 +1,90 @@
+"""linvit predict: files, folders and patterns in; a table, JSON or pictures out."""
+
+import pytest
+from PIL import Image
+
+import linvit
+from linvit.tasks.inference import Classifier
+from tests.conftest import CLASSES
+
+
+def test_json_holds_the_probabilities_of_the_model(linvit_command, run_folder, photos):
+    path = photos / "val" / "ant" / "1.png"
+    (record,) = linvit_command("predict", run_folder, path, "--json").json
+    assert record["image"] == str(path)
+    assert sum(top["probability"] for top in record["top"]) == pytest.approx(1.0)
+    (expected,) = Classifier(linvit.load_model(run_folder)).predict([Image.open(path)])
+    for top in record["top"]:
+        assert top["probability"] == pytest.approx(expected[top["index"]].item())
+        assert top["class"] == CLASSES[top["index"]]
+    probabilities = [top["probability"] for top in record["top"]]
+    assert probabilities == sorted(probabilities, reverse=True)
+
+
+def test_files_folders_and_patterns_together(linvit_command, run_folder, photos):
+    said = linvit_command(
+        "predict",
+        run_folder,
+        photos / "val" / "ant" / "0.png",
+        photos / "val" / "bee",
+        f"{photos}/val/cat/*.png",
+        "--json",
+    )
+    assert [record["image"][-9:] for record in said.json] == [
+        f"{name}/{i}.png"[-9:] for name, i in [("ant", 0), *((c, i) for c in ("bee", "cat") for i in range(3))]
+    ]
+
+
+def test_an_unreadable_image_is_passed_over_and_named(linvit_command, run_folder, photos):
+    said = linvit_command("predict", run_folder, photos, "--json")
+    assert said.code == 0
+    assert len(said.json) == 9
+    assert "passed over: " in said.err
+    assert "broken.jpg" in said.err
+    said = linvit_command("predict", run_folder, photos / "val" / "cat" / "broken.jpg")
+    assert said.code == 2
+    assert said.err.splitlines()[-1] == "linvit: error: none of the 1 images could be read"
+    assert linvit_command("predict", run_folder, photos, "--strict").code == 2
+
+
+def test_table_names_the_classes(linvit_command, run_folder, photos):
+    said = linvit_command("predict", run_folder, photos / "val" / "ant" / "0.png", "--top", "2")
+    header = said.out.splitlines()[1]
+    assert "1." in header
+    assert "2." in header
+    assert "3." not in header
+    assert any(name in said.out for name in CLASSES)
+
+
+def test_pictures_one_by_one_and_together(linvit_command, run_folder, photos, tmp_path):
+    said = linvit_command(
+        "predict", run_folder, f"{photos}/val/*/0.png", "--save", tmp_path / "each", "--grid", tmp_path / "all.png"
+    )
+    assert said.code == 0
+    each = sorted((tmp_path / "each").iterdir())
+    assert [path.name for path in each] == ["0001_0.png", "0002_0.png", "0003_0.png"]  # same names do not collide
+    for path in (*each, tmp_path / "all.png"):
+        assert min(Image.open(path).size) > 300
+
+
+def test_embedded_digits(linvit_command, run_folder):
+    records = linvit_command("predict", run_folder, "mnist5k", "--json").json
+    assert len(records) == 12
+    assert {record["image"][-1] for record in records} == set("0123456789")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["{run}", "nothing*.png"], "nothing*.png"),
+        (["{run}", "mnist5k", "--top", "0"], "--top must be 1 or more, got 0"),
+        (["{run}"], "required: IMAGE"),
+        (["{run}", "mnist5k", "--no-such-flag"], "unrecognized arguments: --no-such-flag"),
+        (["nosuch.pth", "mnist5k"], "no run folder or checkpoint file at nosuch.pth"),
+    ],
+)
+def test_errors_are_one_line(linvit_command, run_folder, args, message):
+    said = linvit_command("predict", *(arg.format(run=run_folder) for arg in args))
+    assert said.code == 2
+    assert message in said.err
+    assert said.err.count("\n") == 1
