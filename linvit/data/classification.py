@@ -1,0 +1,216 @@
+"""The Lightning data module for classification: every setting of a training run that is about images."""
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+from unittest.mock import patch
+
+import torch
+from PIL import Image
+from timm.data import auto_augment as timm_policies
+from timm.data import create_transform
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch.utils.data import DataLoader
+from torchvision.transforms import Compose
+
+from linvit.data.datasets import (
+    DIGITS,
+    ImageFolder,
+    Mnist5k,
+    Sample,
+    Transform,
+    class_folders,
+    collate,
+    eval_dataset,
+    split_folders,
+)
+
+try:
+    from lightning import LightningDataModule
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError('classification data needs Lightning: pip install "linvit[train]"') from error
+
+__all__ = ["ClassificationData", "ImageFolder", "Mnist5k", "collate", "eval_dataset"]
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+
+
+class ClassificationData(LightningDataModule):
+    """Images and their classes, augmented for training and centre-cropped for evaluation as timm does it.
+
+    Unreadable images are replaced in training, left out of evaluation, and listed in each batch, unless ``strict``.
+
+    Args:
+        root: Folder with train/CLASS/IMAGE and val/CLASS/IMAGE (or validation, or test); null: the embedded MNIST-5k.
+        img_size: Height and width in pixels that images are brought to, for training and evaluation.
+        batch_size: Images per batch and device.
+        workers: Processes that load images, 0 for the main one; null: one per core, 16 at most.
+        strict: Stop at the first unreadable image.
+        scale: Least and greatest share of an image's area that a random training crop takes.
+        ratio: Least and greatest width over height of a random training crop.
+        hflip: Probability of mirroring a training image left to right; null: 0.5 for folders, 0 for MNIST-5k.
+        color_jitter: Strength of random brightness, contrast and saturation changes; auto_augment switches it off.
+        auto_augment: timm's policy for random changes to training images, such as rand-m9-mstd0.5-inc1; null: off.
+        reprob: Probability of erasing a random rectangle of a training image (filled with noise).
+        interpolation: How images are resized.
+        crop_pct: Share of the resized image's shorter side that the evaluation crop keeps.
+        mean: Mean of red, green and blue that is subtracted, on a scale of 0 to 1; ImageNet's by default.
+        std: Standard deviation of red, green and blue that is divided by, on the same scale; ImageNet's by default.
+
+    Raises:
+        ValueError: A setting outside its range; later, a folder that does not have the layout.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        img_size: int = 224,
+        batch_size: int = 128,
+        workers: int | None = None,
+        strict: bool = False,
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        hflip: float | None = None,
+        color_jitter: float = 0.4,
+        auto_augment: str | None = None,
+        reprob: float = 0.0,
+        interpolation: Interpolation = "bicubic",
+        crop_pct: float = 0.875,
+        mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN,
+        std: tuple[float, float, float] = IMAGENET_DEFAULT_STD,
+    ) -> None:
+        super().__init__()
+        if hflip is None:
+            hflip = 0.0 if root is None else 0.5
+        _require(img_size >= 1, "img_size", img_size, "at least 1")
+        _require(batch_size >= 1, "batch_size", batch_size, "at least 1")
+        _require(workers is None or workers >= 0, "workers", workers, "0 or more")
+        _require(0 < scale[0] <= scale[1] <= 1, "scale", scale, "two rising shares above 0, up to 1")
+        _require(0 < ratio[0] <= ratio[1], "ratio", ratio, "two rising numbers above 0")
+        _require(0 <= hflip <= 1, "hflip", hflip, "between 0 and 1")
+        _require(color_jitter >= 0, "color_jitter", color_jitter, "0 or more")
+        _require(0 <= reprob <= 1, "reprob", reprob, "between 0 and 1")
+        names = get_args(Interpolation)
+        _require(interpolation in names, "interpolation", interpolation, f"one of {', '.join(names)}")
+        _require(0 < crop_pct <= 1, "crop_pct", crop_pct, "above 0, up to 1")
+        _require(min(std) > 0, "std", std, "three numbers above 0")
+        self.root = root
+        self.batch_size = batch_size
+        self.workers = min(16, _cores()) if workers is None else workers
+        self.strict = strict
+        self._input: dict[str, Any] = {
+            "input_size": (3, img_size, img_size),
+            "mean": mean,
+            "std": std,
+            "interpolation": interpolation,
+            "crop_pct": crop_pct,
+        }
+        self.eval_transform: Transform = create_transform(**self._input)
+        try:
+            with patch.dict(timm_policies.NAME_TO_OP, _POSTERIZE):
+                augment = create_transform(
+                    **self._input,
+                    is_training=True,
+                    scale=scale,
+                    ratio=ratio,
+                    hflip=hflip,
+                    color_jitter=color_jitter,
+                    auto_augment=auto_augment,
+                    re_prob=reprob,
+                    re_mode="pixel",
+                )
+        except (AssertionError, ValueError) as error:
+            raise ValueError(f"auto_augment {auto_augment!r} is no policy of timm's: {error}") from error
+        self.train_transform: Transform = Compose([_enlarge_tiny, augment])
+
+    def input_config(self) -> dict[str, Any]:
+        """Return what a model must know to prepare its input, under timm's names."""
+        return dict(self._input)
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """Class names in the order of the targets; reads folder names only."""
+        return list(DIGITS) if self.root is None else class_folders(self._folders[0])
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.classes)
+
+    @cached_property
+    def train_set(self) -> ImageFolder | Mnist5k:
+        """The training images, augmented; ValueError where they do not fill one batch."""
+        dataset = (
+            Mnist5k(train=True, transform=self.train_transform)
+            if self.root is None
+            else ImageFolder(self._folders[0], self.classes, self.train_transform, self.strict, replace_unreadable=True)
+        )
+        allowed = f"at most {len(dataset)}, the number of training images"
+        _require(self.batch_size <= len(dataset), "batch_size", self.batch_size, allowed)
+        return dataset
+
+    @cached_property
+    def val_set(self) -> ImageFolder | Mnist5k:
+        """The held-out images, centre-cropped."""
+        if self.root is None:
+            return Mnist5k(train=False, transform=self.eval_transform)
+        return ImageFolder(self._folders[1], self.classes, self.eval_transform, self.strict)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Find the images now, so that a wrong folder is reported before anything starts."""
+        _ = self.val_set
+        if stage in (None, "fit"):
+            _ = self.train_set
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Return shuffled full batches; the images left over at the end of an epoch are dropped."""
+        return self._loader(self.train_set, train=True)
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """Return the held-out images in order, every one once."""
+        return self._loader(self.val_set, train=False)
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """Return the held-out images in order, every one once."""
+        return self.val_dataloader()
+
+    def _loader(self, dataset: ImageFolder | Mnist5k, train: bool) -> DataLoader[Sample]:
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            shuffle=train,
+            drop_last=train,
+            num_workers=self.workers,
+            collate_fn=collate,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    @cached_property
+    def _folders(self) -> tuple[Path, Path]:
+        return split_folders(Path(self.root or ""))
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
+    """Keep the highest bits of each colour, or none: timm's policies ask for 0 bits, which Pillow 13 refuses."""
+    return timm_policies.posterize(image, bits_to_keep) if bits_to_keep else Image.new(image.mode, image.size)
+
+
+_POSTERIZE = dict.fromkeys(("Posterize", "PosterizeIncreasing", "PosterizeOriginal"), _posterize)
+"""Stands in timm's table of operations while a policy is made from it."""
+
+
+def _enlarge_tiny(image: Image.Image) -> Image.Image:
+    """Bring both sides to 16 pixels or more: of fewer, timm's random crop may take none and be black."""
+    width, height = image.size
+    return image if min(image.size) >= 16 else image.resize((max(width, 16), max(height, 16)))
+
+
+def _require(holds: bool, name: str, value: object, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} must be {allowed}, not {value!r}")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

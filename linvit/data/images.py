@@ -1,0 +1,153 @@
+"""Finds image files and reads whatever the world calls an image into upright 8-bit RGB."""
+
+import contextlib
+import glob
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+IMAGE_EXTENSIONS = (
+    ".avif",
+    ".bmp",
+    ".gif",
+    ".jfif",
+    ".jpeg",
+    ".jpg",
+    ".pgm",
+    ".png",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
+"""File name endings, in lower case, by which folders and patterns are searched; upper case counts too."""
+
+
+class UnreadableImage(ValueError):
+    """An image file that cannot be read. The message is one line: the file and the reason."""
+
+    def __init__(self, message: str) -> None:
+        # A worker of a DataLoader re-raises with its traceback as the message; the one line that counts ends it.
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
+
+
+def load_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Read an image file as a person would see it.
+
+    The EXIF orientation is applied, transparent pixels are laid on white, 16-bit gray is scaled to 8 bits, and of an
+    animation the first frame is taken.
+
+    Args:
+        path: The file; its name need not end like an image's.
+
+    Returns:
+        The image in mode ``RGB``, at least 1x1 pixels.
+
+    Raises:
+        UnreadableImage: The file is missing, a folder, empty, truncated or no image, or its gray values have no known
+            range (floating point, or integers outside 16 bits).
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            # Cameras and editors write broken EXIF blocks around sound pixels.
+            with contextlib.suppress(Exception):
+                ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
+    except Exception as error:  # On damaged files Pillow's decoders raise almost anything.
+        raise UnreadableImage(f"cannot read image {path}: {_reason(path, error)}") from error
+
+
+def find_images(patterns: list[str]) -> list[Path]:
+    """Find the image files that files, folders and patterns name.
+
+    A file that is named is taken whatever it is called. Folders are searched to any depth for names that end as in
+    ``IMAGE_EXTENSIONS``, hidden ones left out; a pattern gives the images and folders that match it.
+
+    Args:
+        patterns: Paths or glob patterns (``*``, ``?``, ``[...]``, and ``**`` for any depth); ``~`` is the home folder.
+
+    Returns:
+        The paths, sorted, each once.
+
+    Raises:
+        FileNotFoundError: One of the arguments names no image.
+    """
+    found: dict[str, Path] = {}
+    for pattern in patterns:
+        path = Path(pattern).expanduser()
+        if path.is_file():
+            images = [str(path)]
+        elif path.is_dir():
+            images = images_below(path)
+        else:
+            images = [image for match in glob.glob(str(path), recursive=True) for image in _images_at(match)]
+        if not images:
+            what = "no image in folder" if path.is_dir() else "no image file, folder or match for"
+            raise FileNotFoundError(f"{what} '{pattern}' (looked for {' '.join(IMAGE_EXTENSIONS)})")
+        for image in images:
+            found.setdefault(os.path.abspath(image), Path(image))
+    return [found[place] for place in sorted(found)]
+
+
+def images_below(folder: str | os.PathLike[str]) -> list[str]:
+    """List the images of a folder and of those below it (links followed, hidden names left out).
+
+    Args:
+        folder: An existing folder.
+
+    Returns:
+        The paths, sorted; strings, because data sets hold millions of them.
+
+    Raises:
+        OSError: A folder cannot be listed.
+    """
+    images = []
+    for where, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        images += [os.path.join(where, name) for name in files if _is_image_name(name)]
+    return sorted(images)
+
+
+def _images_at(path: str) -> list[str]:
+    if os.path.isdir(path):
+        return images_below(path)
+    return [path] if _is_image_name(os.path.basename(path)) else []
+
+
+def _is_image_name(name: str) -> bool:
+    return name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith(".")
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        image = _sixteen_to_eight_bits(image)
+    elif image.mode == "F":
+        raise ValueError("floating-point pixels have no known range; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _sixteen_to_eight_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image, dtype=np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError("its 32-bit pixels go beyond 0 to 65535; save it with 8 or 16 bits")
+    # 65535 = 257 * 255: this is the nearest 8-bit value, where Pillow's own conversion clips at 255.
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def _reason(path: str | os.PathLike[str], error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image that Pillow knows" if os.path.getsize(path) else "the file is empty"
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
