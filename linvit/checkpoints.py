@@ -10,7 +10,7 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from timm.data import ImageNetInfo
 from timm.models import adapt_input_conv
 from timm.models._hub import save_config_for_hf
@@ -138,7 +138,7 @@ def save_model(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     extra = {"label_names": list(classes)} | ({"metrics": metrics} if metrics else {})
     with atomic_write(weights) as new_weights, atomic_write(folder / CONFIG_NAME) as new_config:  # both or neither
-        save_file(tensors, new_weights, metadata={"format": "pt"})
+        new_weights.write_bytes(save(tensors, metadata={"format": "pt"}))  # save_file makes it unreadable for others
         save_config_for_hf(model, str(new_config), model_config=extra, data_config=input_config)
     return weights
 

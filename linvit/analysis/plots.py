@@ -1,0 +1,107 @@
+"""Pictures of a training run: its curves and its confusion matrix."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from linvit.files import atomic_write
+
+MOST_CLASSES_WITH_COUNTS = 25
+MOST_CLASSES_WITH_NAMES = 60
+LONGEST_NAME = 18
+
+_TRAIN, _VAL, _SECOND = "#6b7280", "#1d4ed8", "#93b4f5"
+
+
+def plot_curves(metrics_csv: str | Path, out_png: str | Path) -> None:
+    """Draw loss and accuracy by epoch.
+
+    Args:
+        metrics_csv: ``metrics.csv`` of a run folder, with columns ``epoch``, ``train/loss``, ``val/loss``, ``val/top1``
+            and ``val/top5`` of which any may be missing or have gaps.
+        out_png: The picture to write.
+    """
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    with Path(metrics_csv).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    _curve(loss, rows, "train/loss", "training", _TRAIN)
+    _curve(loss, rows, "val/loss", "validation", _VAL)
+    loss.set_ylabel("loss")
+    best = _curve(accuracy, rows, "val/top1", "top-1", _VAL)
+    if best is not None:
+        epoch, value = best
+        accuracy.plot(epoch, value, "o", color=_VAL, markersize=5)
+        accuracy.set_title(f"best top-1: {value:.2%} in epoch {epoch}", fontsize=10)
+    _curve(accuracy, rows, "val/top5", "top-5", _SECOND)
+    accuracy.set_ylabel("validation accuracy")
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    for axes in (loss, accuracy):
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(color="#e5e7eb")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        if axes.lines:
+            axes.legend(frameon=False)
+    _save(figure, out_png)
+
+
+def _curve(axes: Axes, rows: list[dict[str, str]], column: str, label: str, color: str) -> tuple[int, float] | None:
+    """Draw the last value of each epoch; return the epoch, from 1, and the value of the highest."""
+    by_epoch = {int(row["epoch"]) + 1: float(row[column]) for row in rows if row.get(column)}
+    if not by_epoch:
+        return None
+    axes.plot(
+        list(by_epoch), list(by_epoch.values()), color=color, label=label, marker="." if len(by_epoch) < 30 else ""
+    )
+    best = max(by_epoch, key=by_epoch.__getitem__)
+    return best, by_epoch[best]
+
+
+def plot_confusion(matrix: np.ndarray, classes: Sequence[str], out_png: str | Path) -> None:
+    """Draw a confusion matrix, shaded by the share of each true class; counts and names where there is room.
+
+    Args:
+        matrix: ``[C, C]`` counts, true classes down and predicted classes across.
+        classes: Names of the C classes.
+        out_png: The picture to write.
+    """
+    matrix = np.asarray(matrix)
+    count = len(classes)
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    side = float(np.clip(2.5 + 0.42 * count, 4.5, 12))
+    # A pixel or more for each class, and the square root of the share: or else rare mistakes would not be seen.
+    figure = Figure(figsize=(side + 1, side), dpi=max(100.0, 1.5 * count / side), layout="constrained")
+    axes = figure.subplots()
+    norm = PowerNorm(0.5, vmin=0, vmax=1)
+    image = axes.imshow(share, cmap="Blues", norm=norm, interpolation="nearest")
+    figure.colorbar(image, ax=axes, format=PercentFormatter(1.0), label="share of the true class", shrink=0.8)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    total = matrix.sum()
+    axes.set_title(f"{total:,} images, {np.trace(matrix) / max(total, 1):.2%} right", fontsize=11)
+    if count <= MOST_CLASSES_WITH_NAMES:
+        names = [name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…" for name in classes]
+        size = 9 if count <= MOST_CLASSES_WITH_COUNTS else 6.5
+        upright = max(map(len, names), default=0) > 3
+        axes.set_xticks(range(count), names, fontsize=size, rotation=90 if upright else 0)
+        axes.set_yticks(range(count), names, fontsize=size)
+    if count <= MOST_CLASSES_WITH_COUNTS:
+        for (row, column), value in np.ndenumerate(matrix):
+            if value:
+                color = "white" if norm(share[row, column]) > 0.6 else "black"
+                axes.text(column, row, f"{value:,}", ha="center", va="center", color=color, fontsize=8)
+    _save(figure, out_png)
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    with atomic_write(path) as temporary:
+        FigureCanvasAgg(figure).print_png(str(temporary))

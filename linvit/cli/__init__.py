@@ -1,0 +1,1 @@
+"""The command line: one module per command, with ``run(argv) -> int``, and nothing but argument handling in it."""

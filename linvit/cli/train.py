@@ -1,0 +1,288 @@
+"""``linvit train``: Lightning's command line over a task and its data, and the run folder around it."""
+
+import argparse
+import contextlib
+import logging
+import re
+import sys
+import time
+import warnings
+from collections.abc import Generator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import DefaultHelpFormatter
+from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+
+from linvit import __version__
+from linvit.analysis.plots import plot_curves
+from linvit.cli.common import print_json, print_rows
+from linvit.data import ClassificationData
+from linvit.tasks import ClassificationTask
+from linvit.tasks import run_folder as files
+from linvit.tasks.callbacks import EpochLines, KeepBest, LastCheckpoint, RandomState
+
+TASKS = {"classify": (ClassificationTask, ClassificationData)}
+
+_DESCRIPTION = """Train a model and keep everything about it in a run folder.
+
+examples:
+  linvit train                                                  CARE-S0 on the embedded digits
+  linvit train --data.root photos --trainer.max_epochs 30       on photos/train/CLASS/* and photos/val/CLASS/*
+  linvit train --config recipe.yaml --model.lr 5e-4             a recipe, with a setting changed
+  linvit train --resume runs/care_s0-20250101-120000            continue, with --trainer.max_epochs for longer
+  linvit train --config recipe.yaml --print_config > mine.yaml  all settings, to edit"""
+
+_THIS_CALL_ONLY = ("out", "resume", "json")
+"""Arguments that are no settings of the training, and so not in ``config.yaml``."""
+
+_NOISE = (
+    ".*LightningCLI's args parameter",
+    ".*exists and is not empty",
+    ".*LeafSpec",
+    ".*`training_step` returned `None`",
+)
+
+
+def run(argv: list[str]) -> int:
+    """Train as the arguments say.
+
+    Returns:
+        0; errors are raised.
+
+    Raises:
+        ValueError: An argument is wrong.
+        OSError: A file cannot be read or written.
+        KeyboardInterrupt: Ctrl-C; the message says how to go on.
+    """
+    with _quiet():
+        try:
+            cli = TrainCLI(argv)
+            seconds = _fit(cli)
+            if cli.trainer.is_global_zero:
+                _report(cli, seconds)
+        except argparse.ArgumentError as error:
+            raise ValueError(_readable(str(error))) from error
+        except MisconfigurationException as error:
+            raise ValueError(str(error)) from error
+        except torch.OutOfMemoryError as error:
+            raise ValueError("the GPU has too little memory: lower --data.batch_size or --data.img_size") from error
+    return 0
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the lines of the examples."""
+
+
+class TrainCLI(LightningCLI):
+    """Parses the arguments, claims the run folder and builds data, task and trainer.
+
+    Args:
+        argv: Arguments after ``linvit train``.
+
+    Attributes:
+        folder: The run folder.
+        resume: Whether the run in it is continued.
+        checkpoint: Keeps ``last.ckpt``.
+        keeper: Keeps the best weights.
+    """
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+        peek.add_argument("--resume", type=Path)
+        peek.add_argument("--task", default="classify")
+        first, _ = peek.parse_known_args(argv)
+        if first.task not in TASKS:
+            raise ValueError(f"--task {first.task!r} is not known; there is {', '.join(TASKS)}")
+        if first.resume:
+            files.check_resumable(first.resume)
+            argv = ["--config", str(first.resume / files.CONFIG), *argv]
+        task, data = TASKS[first.task]
+        super().__init__(
+            task,
+            data,
+            args=list(argv),
+            run=False,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            seed_everything_default=0,
+            trainer_defaults={
+                "accelerator": "auto",
+                "devices": "auto",
+                "max_epochs": 10,
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,
+            },
+            parser_kwargs={
+                "prog": "linvit train",
+                "usage": "linvit train [--config RECIPE] [--data.root DIR] [--out FOLDER] [--any.setting VALUE ...]",
+                "description": _DESCRIPTION,
+                "exit_on_error": False,
+                "allow_abbrev": False,
+                "formatter_class": HelpFormatter,
+                "dump_header": None,
+            },
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what is not a setting of the data, the task or the trainer."""
+        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+        parser.add_argument("--task", type=str, default="classify", help=f"What to train for: {', '.join(TASKS)}.")
+        parser.add_argument("--out", type=str, help="Run folder to make (default: runs/MODEL-DATE-TIME).")
+        parser.add_argument("--resume", type=str, help="Run folder to continue in, with its settings and those given.")
+        parser.add_argument("--strict", action="store_true", help="Short for --data.strict true.")
+        parser.add_argument("--json", action="store_true", help="Print the result as JSON.")
+
+    def before_instantiate_classes(self) -> None:
+        """Apply the shortcuts and claim the run folder, before anything takes long."""
+        if self.config.strict:
+            self.config.data.strict = True
+        if self.config.resume and self.config.out:
+            raise ValueError(f"--resume goes on in {self.config.resume}: leave out --out")
+        self.resume = bool(self.config.resume)
+        name = re.sub(r"[^\w.-]+", "-", self.config.model.name)
+        default = f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}"
+        self.folder = Path(self.config.resume or self.config.out or default)
+        if getattr(rank_zero_only, "rank", 0) == 0 and not self.resume:
+            files.claim(self.folder)
+
+    def instantiate_classes(self) -> None:
+        """Build everything; leave no empty folder behind when that fails."""
+        try:
+            super().instantiate_classes()
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
+            raise
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer with what keeps the run folder, besides the user's own loggers and callbacks."""
+        given = self.config_init.trainer
+        self.checkpoint = LastCheckpoint(self.folder)
+        self.keeper = KeepBest(self.folder, self.datamodule.classes, self.datamodule.input_config())
+        bar = given.enable_progress_bar is not False and sys.stderr.isatty()
+        progress = RichProgressBar(leave=True, console_kwargs={"stderr": True}) if bar else EpochLines()
+        kept = [RandomState(), self.keeper, self.checkpoint]
+        return super().instantiate_trainer(
+            default_root_dir=str(self.folder),
+            enable_progress_bar=bar,
+            plugins=[*_listed(given.plugins), files.AtomicCheckpointIO()],
+            callbacks=[*_listed(given.callbacks), *([] if given.fast_dev_run else kept), progress],
+            logger=[
+                files.MetricsCsv(self.folder, self.resume),
+                files.TensorBoardEvents(self.folder),
+                *(logger for logger in _listed(given.logger) if isinstance(logger, Logger)),
+            ],
+            **kwargs,
+        )
+
+    def settings(self) -> str:
+        """Return the text of ``config.yaml``."""
+        settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        for name in _THIS_CALL_ONLY:
+            settings.pop(name, None)
+        return f"# linvit {__version__}: all settings of this run\n{yaml.safe_dump(settings, sort_keys=False)}"
+
+
+def _fit(cli: TrainCLI) -> float:
+    """Train; return the seconds that took."""
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        files.write_text(cli.folder / files.CONFIG, cli.settings())
+        parameters = sum(parameter.numel() for parameter in cli.model.model.parameters())
+        print(
+            f"{cli.config.model.name}, {parameters / 1e6:.1f} M parameters, {len(cli.datamodule.classes)} classes, "
+            f"on {cli.trainer.strategy.root_device}, {cli.trainer.precision}: {cli.folder}",
+            file=sys.stderr,
+        )
+    last = cli.folder / files.LAST
+    begin = time.perf_counter()
+    try:
+        with cli.checkpoint.catching_interrupts():
+            cli.trainer.fit(
+                cli.model, datamodule=cli.datamodule, ckpt_path=str(last) if cli.resume and last.is_file() else None
+            )
+    except (Exception, SystemExit) as error:  # Lightning exits on signals, and loading processes may die of them
+        if cli.checkpoint.interrupted or cli.trainer.received_sigterm:
+            raise KeyboardInterrupt(f"interrupted; go on with: linvit train --resume {cli.folder}") from error
+        raise
+    return time.perf_counter() - begin
+
+
+def _report(cli: TrainCLI, seconds: float) -> None:
+    """Draw the curves and print the result: only that goes to standard output."""
+    metrics = cli.folder / files.METRICS
+    if metrics.is_file():
+        with files.saving(cli.folder / files.CURVES):
+            plot_curves(metrics, cli.folder / files.CURVES)
+    best, watch = cli.keeper.best, cli.model.stopwatch
+    result = {
+        "run": str(cli.folder),
+        "model": cli.config.model.name,
+        "epochs": cli.trainer.current_epoch,
+        "best_epoch": best.get("epoch"),
+        "top1": best.get("top1"),
+        "top5": best.get("top5"),
+        "loss": best.get("loss"),
+        "images_per_second": round(watch.images / watch.seconds, 2) if watch.images else None,
+        "seconds": round(seconds, 2),
+        "unreadable": list(cli.model.unreadable),
+    }
+    if cli.config.json:
+        print_json(result)
+        return
+    row = {
+        "top-1": f"{best['top1']:.2%}" if best else "-",
+        "top-5": f"{best['top5']:.2%}" if best else "-",
+        "loss": f"{best['loss']:.4f}" if best else "-",
+        "best epoch": f"{best['epoch']} of {result['epochs']}" if best else "-",
+        "images/s": f"{result['images_per_second'] or 0:.1f}",
+        "seconds": f"{seconds:.0f}",
+    }
+    print_rows([row])
+    print(f"run folder: {cli.folder}")
+
+
+@contextlib.contextmanager
+def _quiet() -> Generator[None]:
+    """Silence what Lightning says to programmers."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PossibleUserWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for message in _NOISE:
+            warnings.filterwarnings("ignore", message)
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _readable(message: str) -> str:
+    """Make one plain line of what jsonargparse says about an argument."""
+    message = " ".join(message.split())
+    message = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message).replace("typing.", "")
+    message = re.sub(
+        r"Does not validate .* Subtypes: (\[.*\]) Errors: .* Given value: ", r"Expected one of \1. Got value: ", message
+    )
+    message = re.sub(r'^Parser key "([^"]+)":', r"--\1:", message)
+    return f"{message} (see linvit train --help)" if message.startswith("unrecognized") else message
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]

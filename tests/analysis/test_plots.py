@@ -1,0 +1,57 @@
+"""The pictures of a training run."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from linvit.analysis import plots
+
+
+def pixels(path: Path) -> np.ndarray:
+    """Read a picture as ``[H, W, 3]``."""
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def test_curves_show_what_is_there_and_leave_gaps_out(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text(
+        "epoch,step,lr,train/loss,val/loss,val/top1\n0,4,1e-3,,,\n0,9,,2.0,1.8,0.25\n1,14,1e-3,,,\n1,19,,1.0,,\n"
+    )
+    plots.plot_curves(tmp_path / "metrics.csv", tmp_path / "curves.png")
+    (tmp_path / "none.csv").write_text("epoch,step\n")
+    plots.plot_curves(tmp_path / "none.csv", tmp_path / "none.png")
+    drawn, empty = pixels(tmp_path / "curves.png"), pixels(tmp_path / "none.png")
+    blue = (drawn[..., 2] - drawn[..., 0]) > 100
+    assert blue.any()
+    assert not ((empty[..., 2] - empty[..., 0]) > 100).any()
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".csv", ".png", ".png"]
+
+
+@pytest.mark.parametrize("count", [2, 10, 40, 1000])
+def test_confusion_is_drawn_for_any_number_of_classes(tmp_path: Path, count: int) -> None:
+    matrix = np.diag(np.full(count, 9))
+    matrix[0, 1] = 1
+    plots.plot_confusion(matrix, [f"a rather long name {i}" for i in range(count)], tmp_path / "out.png")
+    picture = pixels(tmp_path / "out.png")
+    assert max(picture.shape) <= 2000
+    dark = (picture.sum(axis=2) < 300).sum()
+    assert dark > count, "each class has its dark place on the diagonal"
+
+
+def test_confusion_of_a_class_without_images(tmp_path: Path) -> None:
+    plots.plot_confusion(np.zeros((2, 2), dtype=int), ["a", "b"], tmp_path / "out.png")
+    assert pixels(tmp_path / "out.png").size
+
+
+def test_rows_of_the_confusion_matrix_are_true_classes(tmp_path: Path) -> None:
+    matrix = np.array([[0, 10], [0, 0]])  # every image is of the first class and is taken for the second
+    plots.plot_confusion(matrix, ["a", "b"], tmp_path / "out.png")
+    picture = pixels(tmp_path / "out.png")
+    height, width, _ = picture.shape
+    dark_blue = (np.abs(picture - [8, 48, 107]).sum(axis=2) < 10) & (np.arange(width) < 0.8 * width)  # no colour bar
+    rows, columns = np.nonzero(dark_blue)
+    assert rows.mean() < 0.4 * height, "above"
+    assert columns.mean() > 0.55 * width, "on the right"

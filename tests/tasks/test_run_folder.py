@@ -1,0 +1,136 @@
+"""The run folder: when it may be used, and that what is in it is always whole."""
+
+import csv
+import errno
+import os
+import resource
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from linvit.tasks.run_folder import LAST, METRICS, AtomicCheckpointIO, MetricsCsv, check_resumable, claim, saving
+
+
+@contextmanager
+def file_limit(size: int) -> Generator[None]:
+    """Let no file grow beyond ``size`` bytes, as on a disk that runs full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def ordinary_user() -> Generator[None]:
+    """Act without the super user's rights, to whom every folder is writable."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_new_folder_is_made_with_its_parents_and_left_empty(tmp_path: Path) -> None:
+    claim(tmp_path / "runs" / "new")
+    assert list((tmp_path / "runs" / "new").iterdir()) == []
+    claim(tmp_path / "runs" / "new")
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "model.safetensors"])
+def test_a_run_is_not_overwritten(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"holds a run already: continue it with --resume .*, or give another --out$"):
+        claim(tmp_path)
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("not a folder")
+    for folder in (tmp_path / "runs", tmp_path / "runs" / "one"):
+        with pytest.raises(NotADirectoryError, match=f"cannot make the run folder {folder}: {tmp_path}/runs is a file"):
+            claim(folder)
+
+
+def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
+    for parent in list(tmp_path.parents)[:3]:  # pytest-of-USER, pytest-N and the worker
+        parent.chmod(0o755)
+    tmp_path.chmod(0o555)
+    with ordinary_user():
+        for folder in (tmp_path, tmp_path / "one"):
+            with pytest.raises(PermissionError, match=f"cannot write into the run folder {folder}: Permission denied"):
+                claim(folder)
+
+
+def test_only_a_run_is_resumed(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"holds no run to resume: it has no config\.yaml"):
+        check_resumable(tmp_path)
+    (tmp_path / "config.yaml").touch()
+    check_resumable(tmp_path)
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint_alone(tmp_path: Path) -> None:
+    files = AtomicCheckpointIO()
+    files.save_checkpoint({"weights": torch.ones(4)}, tmp_path / LAST)
+    message = r"no space left to write .*last\.ckpt \(file too large\); what was there before is unharmed"
+    with file_limit(100_000), pytest.raises(OSError, match=message):
+        files.save_checkpoint({"weights": torch.zeros(100_000)}, tmp_path / LAST)
+    assert [path.name for path in tmp_path.iterdir()] == [LAST]
+    assert torch.equal(files.load_checkpoint(tmp_path / LAST)["weights"], torch.ones(4))
+
+
+def test_other_errors_of_the_disk_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="Input/output error") as caught, saving(tmp_path / LAST):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    assert caught.value.errno == errno.EIO
+
+
+class Trap:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_checkpoint_runs_no_code_when_it_is_read(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "trap": Trap(tmp_path / "sprung")}, tmp_path / LAST)
+    with pytest.raises(Exception, match=r"Weights only load failed"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / LAST, weights_only=False)
+    assert not (tmp_path / "sprung").exists()
+
+
+def read(folder: Path) -> list[dict[str, str]]:
+    """Read ``metrics.csv``."""
+    with (folder / METRICS).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_metrics_are_one_row_per_step_and_go_on_after_a_resume(tmp_path: Path) -> None:
+    first = MetricsCsv(tmp_path)
+    for epoch, step in enumerate((9, 19, 29)):
+        first.log_metrics({"epoch": epoch, "val/loss": 1.0 - epoch / 10}, step)
+        first.log_metrics({"epoch": epoch, "train/loss": 2.0}, step)
+    first.save()
+    assert [row["step"] for row in read(tmp_path)] == ["9", "19", "29"]
+
+    second = MetricsCsv(tmp_path, resume=True)  # from the checkpoint of the second epoch
+    second.log_metrics({"epoch": 1, "lr": 0.5}, 15)
+    second.log_metrics({"epoch": 1, "val/loss": 0.25}, 19)
+    second.finalize("success")
+    rows = read(tmp_path)
+    assert [row["step"] for row in rows] == ["9", "15", "19"]
+    assert list(rows[0]) == ["epoch", "step", "lr", "train/loss", "val/loss"]
+    assert rows[0]["val/loss"] == "1"
+    assert rows[2] == {"epoch": "1", "step": "19", "lr": "", "train/loss": "", "val/loss": "0.25"}
+
+    MetricsCsv(tmp_path).save()
+    assert read(tmp_path) == []
