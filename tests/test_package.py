@@ -1,0 +1,52 @@
+"""The package as a whole: what importing it costs, and that its rooms import one way only."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "linvit"
+# Each room may import from those before it, and from itself. Rooms that share a line do not know each other,
+# but for the tools at the end of it, which may use any room before them.
+ORDER = [
+    {"files"},
+    {"ops"},
+    {"attention"},
+    {"models"},
+    {"checkpoints"},
+    {"data"},
+    {"analysis", "bench", "deploy"},
+    {"tasks"},
+    {"cli"},
+]
+LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    here = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if here == "__init__":
+        return  # the front door opens to every room
+    imported = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("linvit."):
+            imported.add(room_of(node.module))
+        elif isinstance(node, ast.Import):
+            imported |= {room_of(alias.name) for alias in node.names if alias.name.startswith("linvit.")}
+    wrong = {room for room in imported if room != here and LEVEL[room] >= LEVEL[here]}
+    assert not wrong, f"{path} imports from {wrong}"
+    assert ast.get_docstring(ast.parse(path.read_text())), f"{path} does not say what it is for"
+
+
+def test_importing_linvit_loads_nothing_beyond_timm():
+    """Twice the time of ``import timm`` is the bound; what takes long is what is not loaded."""
+    heavy = ["lightning", "torchmetrics", "matplotlib", "onnx", "onnxruntime", "mlxtend", "rich", "jsonargparse"]
+    code = f"import sys, linvit; print([name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
