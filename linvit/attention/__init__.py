@@ -1,5 +1,17 @@
 """Attention mechanisms as modules over :mod:`linvit.ops`, one file each."""
 
 from linvit.attention.care import CareTokenMixer, DualInteraction
+from linvit.attention.focused import FocusedLinearAttention
+from linvit.attention.linear import LinearAttention
+from linvit.attention.softmax import SoftmaxAttention
+from linvit.attention.window import StripeAttention, WindowAttention
 
-__all__ = ["CareTokenMixer", "DualInteraction"]
+__all__ = [
+    "CareTokenMixer",
+    "DualInteraction",
+    "FocusedLinearAttention",
+    "LinearAttention",
+    "SoftmaxAttention",
+    "StripeAttention",
+    "WindowAttention",
+]

@@ -6,7 +6,7 @@ Each maps ``[..., C]`` to ``[..., C]``. Softmax attention is replaced by the inn
 import torch
 import torch.nn.functional as F
 
-from linvit.ops._precision import accumulation_dtype
+from linvit.ops._precision import accumulation_dtype, smallest_normal
 
 __all__ = ["elu_plus_one", "focused", "focused_reference", "relu"]
 
@@ -42,7 +42,7 @@ def focused(x: torch.Tensor, power: float = 3.0) -> torch.Tensor:
     """
     acc = accumulation_dtype(x)
     y = x.to(acc)
-    tiny = torch.finfo(acc).tiny
+    tiny = smallest_normal(acc)
     norm = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
     y = (y / y.amax(dim=-1, keepdim=True).clamp(min=tiny)) ** power
     # The largest entry of y is now 1 (or all are 0), so its norm is at least 1 wherever it matters.

@@ -1,0 +1,39 @@
+"""Plain linear attention with the interface of the focused one, to compare with."""
+
+import torch
+
+from linvit.attention._common import TokenAttention
+from linvit.ops import elu_plus_one, linear_attention, relu
+
+__all__ = ["LinearAttention"]
+
+torch.fx.wrap("linear_attention")
+
+
+class LinearAttention(TokenAttention):
+    """Self-attention by the inner product of ``elu(x) + 1`` (Katharopoulos et al., ICML 2020) or ``relu(x)`` features.
+
+    Args:
+        feature_map: "elu" or "relu".
+        **kwargs: As for :class:`linvit.attention.FocusedLinearAttention`, as far as every mechanism has them.
+
+    Raises:
+        ValueError: Another feature map.
+    """
+
+    def __init__(self, *args, feature_map: str = "elu", **kwargs):
+        super().__init__(*args, **kwargs)
+        if feature_map not in ("elu", "relu"):
+            raise ValueError(f"feature_map must be 'elu' or 'relu', got {feature_map!r}")
+        self.feature_map = feature_map
+
+    def forward(self, x: torch.Tensor, grid_size: list[int] | None = None) -> torch.Tensor:
+        """Map tokens ``[B, N, C]`` to the same shape; ``grid_size`` changes nothing."""
+        B, N, C = x.shape
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.feature_map == "elu":
+            q, k = elu_plus_one(q), elu_plus_one(k)
+        else:
+            q, k = relu(q), relu(k)
+        x = linear_attention(q, k, v)
+        return self.proj_drop(self.proj(x.transpose(1, 2).reshape(B, N, C)))

@@ -1,0 +1,304 @@
+"""What the pyramids written here (PVT, CSwin) share: blocks, stages, and timm's interface around them."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, Mlp, get_device_dtype, trunc_normal_
+from timm.models import checkpoint_seq
+from timm.models._features import feature_take_indices
+from timm.models._input import update_model_input_size
+from torch import nn
+
+from linvit.models._tables import stage_grids
+from linvit.ops import positions_on_grid, resize_positions
+
+__all__ = ["Block", "ConvEmbed", "Pyramid", "Stage", "check_pool", "init_linear"]
+
+torch.fx.wrap("positions_on_grid")
+
+
+def init_linear(module: nn.Module) -> None:
+    """Truncated normal weights of std 0.02 and zero biases; for ``Module.apply``."""
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def check_pool(global_pool: str) -> str:
+    """Return ``global_pool`` if it is "avg" or ""; raise a ``ValueError`` otherwise."""
+    if global_pool not in ("", "avg"):
+        raise ValueError(f"global_pool must be '' or 'avg', got {global_pool!r}")
+    return global_pool
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block on maps ``[B, H, W, C]``: attention, then an MLP.
+
+    Args:
+        attn: Attention over tokens ``[B, N, C]`` that also takes the grid.
+        dim: Channels.
+        mlp_ratio: Hidden width of the MLP over ``dim``.
+        norm_eps: Epsilon of both LayerNorms.
+        proj_drop: Dropout rate in the MLP.
+        drop_path: Stochastic depth rate.
+    """
+
+    def __init__(
+        self,
+        attn: nn.Module,
+        dim: int,
+        mlp_ratio: float = 4.0,
+        norm_eps: float = 1e-6,
+        proj_drop: float = 0.0,
+        drop_path: float = 0.0,
+        device=None,
+        dtype=None,
+    ):
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps, **dd)
+        self.attn = attn
+        self.drop_path1 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps, **dd)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **dd).apply(init_linear)
+        self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        B, H, W, C = x.shape
+        x = x.reshape(B, H * W, C)
+        x = x + self.drop_path1(self.attn(self.norm1(x), [H, W]))
+        x = x + self.drop_path2(self.mlp(self.norm2(x)))
+        return x.reshape(B, H, W, C)
+
+
+class ConvEmbed(nn.Module):
+    """Strided convolution, then LayerNorm: ``[B, C, H, W]`` to ``[B, ceil(H / stride), ceil(W / stride), C']``.
+
+    The map is first padded at the bottom and right to whole strides, which changes nothing at multiples of them.
+    """
+
+    def __init__(
+        self, in_chans: int, dim: int, kernel_size: int, stride: int, padding: int = 0, device=None, dtype=None
+    ):
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        self.stride = stride
+        self.proj = nn.Conv2d(in_chans, dim, kernel_size, stride=stride, padding=padding, **dd)
+        self.norm = nn.LayerNorm(dim, **dd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.pad(x, (0, -x.shape[3] % self.stride, 0, -x.shape[2] % self.stride))
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+
+
+class Stage(nn.Module):
+    """Embedding, learned positions where the family has them, and blocks: ``[B, C, H, W]`` to ``[B, C', H', W']``.
+
+    Args:
+        downsample: The embedding, which returns a map ``[B, H', W', C']``.
+        blocks: Modules on such maps.
+        grid_size: Height and width of the native map.
+        position_dim: Channels C' of a learned position embedding; None leaves it out.
+    """
+
+    def __init__(
+        self,
+        downsample: nn.Module,
+        blocks: list[Block],
+        grid_size: list[int],
+        position_dim: int | None = None,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        self.grad_checkpointing = False
+        self.grid_size = grid_size
+        self.downsample = downsample
+        self.pos_embed = None
+        if position_dim is not None:
+            positions = grid_size[0] * grid_size[1]
+            self.pos_embed = nn.Parameter(torch.empty(1, positions, position_dim, device=device, dtype=dtype))
+            trunc_normal_(self.pos_embed, std=0.02)
+        self.blocks = nn.Sequential(*blocks)
+
+    @torch.jit.ignore
+    def set_grid_size(self, grid_size: list[int]) -> None:
+        """Make another grid the native one, interpolating what was learned per position."""
+        if self.pos_embed is not None:
+            with torch.no_grad():
+                table = resize_positions(self.pos_embed, self.grid_size, grid_size).contiguous()
+            self.pos_embed = nn.Parameter(table, requires_grad=self.pos_embed.requires_grad)
+        for block in self.blocks:
+            block.attn.set_grid_size(tuple(grid_size))
+        self.grid_size = grid_size
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.downsample(x)
+        if self.pos_embed is not None:
+            _, H, W, C = x.shape
+            positions = positions_on_grid(self.pos_embed, self.grid_size, [H, W], H * W)
+            x = x + positions.reshape(1, H, W, C)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq(self.blocks, x)
+        else:
+            x = self.blocks(x)
+        return x.permute(0, 3, 1, 2)
+
+
+class Pyramid(nn.Module):
+    """Four stages with strides 4, 8, 16 and 32, a final norm or none, average pooling and a linear classifier.
+
+    Args:
+        stages: The stages.
+        dims: Their widths.
+        norm: On the last map, channels last.
+        in_chans: Channels of the image.
+        num_classes: Classes; 0 leaves the classifier out.
+        global_pool: "avg", or "" to keep the map.
+        drop_rate: Dropout before the classifier.
+    """
+
+    def __init__(
+        self,
+        stages: list[Stage],
+        dims: tuple[int, ...],
+        norm: nn.Module,
+        in_chans: int,
+        num_classes: int,
+        global_pool: str,
+        drop_rate: float,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        self.in_chans = in_chans
+        self.num_classes = num_classes
+        self.global_pool = check_pool(global_pool)
+        self.stages = nn.Sequential(*stages)
+        self.feature_info = [
+            {"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)
+        ]
+        self.num_features = self.head_hidden_size = dims[-1]
+        self.norm = norm
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = self._new_head(device=device, dtype=dtype)
+
+    def _new_head(self, device=None, dtype=None) -> nn.Module:
+        if self.num_classes == 0:
+            return nn.Identity()
+        return nn.Linear(self.num_features, self.num_classes, device=device, dtype=dtype).apply(init_linear)
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Make another image size the native one, interpolating what was learned per position."""
+        for stage, grid_size in zip(self.stages, stage_grids(img_size), strict=False):
+            stage.set_grid_size(grid_size)  # type: ignore[operator]
+        update_model_input_size(self, img_size)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that are never decayed beyond timm's rule (biases, norms): none, as published."""
+        return set()
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Layer groups for layer-wise learning-rate decay."""
+        return {
+            "stem": r"^stages\.0\.(downsample|pos_embed)",
+            "blocks": r"^stages\.(\d+)"
+            if coarse
+            else [
+                (r"^stages\.(\d+)\.(?:downsample|pos_embed)", (0,)),
+                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+                (r"^norm", (99999,)),
+            ],
+        }
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass instead of keeping them."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable  # type: ignore[assignment]
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """Return the classifier."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a new one; 0 classes removes it."""
+        self.num_classes = num_classes
+        if global_pool is not None:
+            self.global_pool = check_pool(global_pool)
+        self.head = self._new_head(**get_device_dtype(self)).train(self.training)
+
+    def _normalise(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the maps of the chosen stages, and the final map unless ``intermediates_only``.
+
+        Args:
+            x: Images ``[B, C, H, W]``.
+            indices: Stages to return: a list, the last n if an integer, all if None.
+            norm: Apply the final norm to the last stage's map.
+            stop_early: Leave out the stages after the last one asked for.
+            output_fmt: "NCHW" is the only one.
+            intermediates_only: Return the list alone.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
+        intermediates = []
+        take_indices, max_index = feature_take_indices(len(self.stages), indices)
+        stages = self.stages[: max_index + 1] if stop_early else self.stages
+        last = len(self.stages) - 1
+        for i, stage in enumerate(stages):
+            x = stage(x)
+            if i in take_indices:
+                intermediates.append(self._normalise(x) if norm and i == last else x)
+        if intermediates_only:
+            return intermediates
+        return (self._normalise(x) if len(stages) > last else x), intermediates
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages (and norm and classifier) that the chosen intermediates do not need; return their indices."""
+        take_indices, max_index = feature_take_indices(len(self.stages), indices)
+        pruned = max_index < len(self.stages) - 1
+        self.stages = self.stages[: max_index + 1]
+        if pruned or prune_norm:
+            self.norm = nn.Identity()
+        if pruned:
+            self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
+        if prune_head or pruned:
+            self.reset_classifier(0, "")
+        return take_indices
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images ``[B, C, H, W]`` to the last map ``[B, num_features, ceil(H / 32), ceil(W / 32)]``."""
+        return self._normalise(self.stages(x))
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """Pool and classify; ``pre_logits`` returns what the classifier would see."""
+        if self.global_pool == "avg":
+            x = x.mean(dim=(2, 3))
+        x = self.head_drop(x)
+        if pre_logits or self.num_classes == 0:
+            return x
+        if self.global_pool == "":
+            x = x.permute(0, 2, 3, 1)
+        return self.head(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images ``[B, C, H, W]`` to logits ``[B, num_classes]``."""
+        return self.forward_head(self.forward_features(x))

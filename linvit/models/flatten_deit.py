@@ -1,0 +1,191 @@
+"""FLatten-DeiT: timm's Vision Transformer, without a class token, with focused linear attention in every block.
+
+Papers: Han et al., "FLatten Transformer" (ICCV 2023, https://arxiv.org/abs/2308.00442); host: Touvron et al., "Training
+data-efficient image transformers" (ICML 2021, https://arxiv.org/abs/2012.12877).
+"""
+
+from typing import Any
+
+import torch
+from timm.layers import calculate_drop_path_rates
+from timm.models import checkpoint, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from timm.models._input import update_model_input_size
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from linvit.attention import FocusedLinearAttention
+from linvit.models._builder import build_model
+from linvit.models._flatten import cfg, rename
+from linvit.models._pyramid import Block, check_pool
+from linvit.models._tables import resize_tables
+from linvit.ops import positions_on_grid, resize_positions
+
+__all__ = ["FlattenDeit", "checkpoint_filter_fn"]
+
+torch.fx.wrap("positions_on_grid")
+
+
+class FlattenDeit(VisionTransformer):
+    """DeiT with focused linear attention; the mean over the patch tokens takes the class token's place.
+
+    Args:
+        embed_dim: Width.
+        depth: Blocks.
+        num_heads: Heads.
+        mlp_ratio: Hidden width of the MLPs over the model's.
+        power: The focusing power p.
+        kernel_size: Side of the rank-restoring convolution's kernel.
+        img_size: The native image size, for which positions are learned.
+        patch_size: Side of a patch.
+        global_pool: "avg", or "" to keep the tokens.
+        proj_drop_rate: Dropout after the attentions' projections and in the MLPs.
+        drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
+        **kwargs: Further arguments of timm's ``VisionTransformer``.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int = 192,
+        depth: int = 12,
+        num_heads: int = 3,
+        mlp_ratio: float = 4.0,
+        power: float = 3.0,
+        kernel_size: int = 5,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        global_pool: str = "avg",
+        proj_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device=None,
+        dtype=None,
+        **kwargs: Any,
+    ):
+        dd = {"device": device, "dtype": dtype}
+        # timm builds everything but the blocks.
+        super().__init__(
+            img_size=img_size,  # type: ignore[arg-type]
+            patch_size=patch_size,
+            embed_dim=embed_dim,
+            depth=0,
+            global_pool=check_pool(global_pool),  # type: ignore[arg-type]
+            class_token=False,
+            fc_norm=False,
+            dynamic_img_size=True,
+            dynamic_img_pad=True,
+            **dd,
+            **kwargs,
+        )
+        self.grid_size: list[int] = list(self.patch_embed.grid_size)
+        grid = (self.grid_size[0], self.grid_size[1])
+        for i, rate in enumerate(calculate_drop_path_rates(drop_path_rate, depth)):
+            attn = FocusedLinearAttention(
+                embed_dim, grid, num_heads, power, kernel_size, proj_drop=proj_drop_rate, **dd
+            )
+            block = Block(attn, embed_dim, mlp_ratio, proj_drop=proj_drop_rate, drop_path=float(rate), **dd)
+            self.blocks.append(block)
+            self.feature_info.append({"module": f"blocks.{i}", "num_chs": embed_dim, "reduction": patch_size})
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that are never decayed beyond timm's rule (biases, norms)."""
+        return {"pos_embed"}
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:  # type: ignore[override]
+        """Make another image size the native one, interpolating what was learned per position."""
+        self.patch_embed.set_input_size(img_size=img_size)
+        grid = list(self.patch_embed.grid_size)
+        with torch.no_grad():
+            table = resize_positions(self.pos_embed, self.grid_size, grid).contiguous()
+        self.pos_embed = nn.Parameter(table, requires_grad=self.pos_embed.requires_grad)
+        for block in self.blocks:
+            block.attn.set_grid_size(tuple(grid))  # type: ignore[operator, union-attr]
+        self.grid_size = grid
+        update_model_input_size(self, img_size)
+
+    def _embed(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images to patches with positions, ``[B, H, W, C]``."""
+        x = self.patch_embed(x)
+        _, H, W, C = x.shape
+        positions = positions_on_grid(self.pos_embed, self.grid_size, [H, W], H * W)
+        return self.pos_drop(x + positions.reshape(1, H, W, C))
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """Map images ``[B, C, H, W]`` to normalised tokens ``[B, N, embed_dim]``."""
+        x = self._embed(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq(self.blocks, x)
+        else:
+            x = self.blocks(x)
+        return self.norm(x.flatten(1, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """Map images ``[B, C, H, W]`` to logits ``[B, num_classes]``."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(  # type: ignore[override]
+        self,
+        x: torch.Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the outputs of the chosen blocks, and the final tokens unless ``intermediates_only``.
+
+        Args:
+            x: Images ``[B, C, H, W]``.
+            indices: Blocks to return: a list, the last n if an integer, all if None.
+            norm: Apply the final norm to every one of them.
+            stop_early: Leave out the blocks after the last one asked for.
+            output_fmt: "NCHW" for maps, "NLC" for tokens.
+            intermediates_only: Return the list alone.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}")
+        take_indices, max_index = feature_take_indices(len(self.blocks), indices)
+        intermediates = []
+        x = self._embed(x)
+        for i, block in enumerate(self.blocks[: max_index + 1] if stop_early else self.blocks):
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x = checkpoint(block, x)
+            else:
+                x = block(x)
+            if i in take_indices:
+                y = self.norm(x) if norm else x
+                intermediates.append(y.flatten(1, 2) if output_fmt == "NLC" else y.permute(0, 3, 1, 2))
+        if intermediates_only:
+            return intermediates
+        return self.norm(x.flatten(1, 2)), intermediates
+
+
+def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Fit positions to the image size."""
+    return resize_tables(rename(state_dict, []), model)
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "flatten_deit_tiny.untrained": cfg(first_conv="patch_embed.proj", pool_size=(14, 14)),
+        "flatten_deit_small.untrained": cfg(first_conv="patch_embed.proj", pool_size=(14, 14)),
+    }
+)
+
+
+def _create(variant: str, pretrained: bool, **kwargs: Any) -> FlattenDeit:
+    out_indices = kwargs.pop("out_indices", (2, 5, 8, 11))
+    feature_cfg = {"out_indices": out_indices, "feature_cls": "getter"}
+    return build_model(FlattenDeit, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+
+
+@register_model
+def flatten_deit_tiny(pretrained: bool = False, **kwargs: Any) -> FlattenDeit:
+    """FLatten-DeiT-T; no published weights."""
+    return _create("flatten_deit_tiny", pretrained, **kwargs)
+
+
+@register_model
+def flatten_deit_small(pretrained: bool = False, **kwargs: Any) -> FlattenDeit:
+    """FLatten-DeiT-S; no published weights."""
+    return _create("flatten_deit_small", pretrained, **{"embed_dim": 384, "num_heads": 6} | kwargs)

@@ -1,0 +1,154 @@
+"""FLatten-Swin: timm's Swin Transformer with focused linear attention in its first two stages.
+
+Papers: Han et al., "FLatten Transformer" (ICCV 2023, https://arxiv.org/abs/2308.00442); host: Liu et al., "Swin
+Transformer" (ICCV 2021, https://arxiv.org/abs/2103.14030).
+
+Computes exactly what the published code computes at its image size. At others, linear stages attend over the whole
+map, and softmax windows keep their size: the map is padded and the padding masked.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from timm.layers import PatchEmbed, calculate_drop_path_rates
+from timm.models import generate_default_cfgs, register_model
+from timm.models._input import update_model_input_size
+from timm.models.swin_transformer import SwinTransformer
+from torch import nn
+
+from linvit.attention import FocusedLinearAttention, WindowAttention
+from linvit.models._builder import build_model
+from linvit.models._flatten import FEATURES, cfg, published_url, rename
+from linvit.models._pyramid import Block
+from linvit.models._tables import resize_tables, stage_grids
+
+__all__ = ["FlattenSwin", "checkpoint_filter_fn"]
+
+
+class FlattenSwin(SwinTransformer):
+    """Swin with focused linear attention in the first stages and shifted softmax windows in the others.
+
+    Args:
+        depths: Blocks per stage.
+        embed_dim: Width of the first stage; it doubles from stage to stage.
+        num_heads: Heads per stage.
+        linear_stages: How many stages, from the first, have linear attention.
+        window_size: Side of the softmax windows.
+        mlp_ratio: Hidden width of the MLPs over the stage's.
+        power: The focusing power p.
+        kernel_size: Side of the rank-restoring convolution's kernel.
+        img_size: The native image size, for which positional encodings are learned.
+        proj_drop_rate: Dropout after the attentions' projections and in the MLPs.
+        drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
+        **kwargs: Further arguments of timm's ``SwinTransformer``.
+    """
+
+    def __init__(
+        self,
+        depths: tuple[int, ...] = (2, 2, 6, 2),
+        embed_dim: int = 96,
+        num_heads: tuple[int, ...] = (3, 6, 12, 24),
+        linear_stages: int = 2,
+        window_size: int = 7,
+        mlp_ratio: float = 4.0,
+        power: float = 3.0,
+        kernel_size: int = 5,
+        img_size: int | tuple[int, int] = 224,
+        proj_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device=None,
+        dtype=None,
+        **kwargs: Any,
+    ):
+        dd = {"device": device, "dtype": dtype}
+        # timm builds everything but the blocks.
+        super().__init__(
+            img_size=img_size,  # type: ignore[arg-type]
+            embed_dim=embed_dim,
+            depths=(0,) * len(depths),
+            num_heads=num_heads,
+            strict_img_size=False,
+            embed_layer=partial(PatchEmbed, dynamic_img_pad=True),  # type: ignore[arg-type]
+            **dd,
+            **kwargs,
+        )
+        rates: list = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        for i, (stage, grid) in enumerate(zip(self.layers, stage_grids(img_size), strict=True)):
+            dim = embed_dim * 2**i
+            for j, rate in enumerate(rates[i]):
+                args: dict[str, Any] = {"grid_size": tuple(grid), "num_heads": num_heads[i]} | dd
+                args["proj_drop"] = proj_drop_rate
+                attn: nn.Module
+                if i < linear_stages:
+                    attn = FocusedLinearAttention(dim, power=power, kernel_size=kernel_size, **args)
+                else:
+                    attn = WindowAttention(dim, window_size=window_size, shift=j % 2 == 1, **args)
+                stage.blocks.append(Block(attn, dim, mlp_ratio, 1e-5, proj_drop_rate, rate, **dd))
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:  # type: ignore[override]
+        """Make another image size the native one, interpolating the positional encodings; windows stay."""
+        self.patch_embed.set_input_size(img_size=img_size)
+        for stage, grid in zip(self.layers, stage_grids(img_size), strict=False):
+            for block in stage.blocks:
+                block.attn.set_grid_size(tuple(grid))
+        update_model_input_size(self, img_size)
+
+
+def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Translate published names; fit positional encodings to the image size and bias tables to the window size."""
+    rules: list = [(r"^head\.(weight|bias)$", r"head.fc.\1")]
+    if any(name.startswith("layers.0.downsample.") for name in state_dict):  # published: merging ends a stage
+        rules.append((r"^layers\.(\d)\.downsample\.", lambda match: f"layers.{int(match[1]) + 1}.downsample."))
+    return resize_tables(rename(state_dict, rules), model)
+
+
+def _swin_cfg(**kwargs: Any) -> dict[str, Any]:
+    return cfg(first_conv="patch_embed.proj", classifier="head.fc", **kwargs)
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "flatten_swin_tiny.in1k": _swin_cfg(url=published_url("e1518e76703e4e57a7f2", "flatten_swin_t.pth")),
+        "flatten_swin_small.in1k": _swin_cfg(url=published_url("94188e52af354bf4a88b", "flatten_swin_s.pth")),
+        "flatten_swin_base.in1k": _swin_cfg(url=published_url("7a9e5186bad04e7fb3a9", "flatten_swin_b.pth")),
+        "flatten_swin_base_384.in1k": _swin_cfg(
+            url=published_url("0d0330cf2e5249f1abb6", "flatten_swin_b_384.pth"),
+            input_size=(3, 384, 384),
+            pool_size=(12, 12),
+            crop_pct=1.0,
+            crop_mode="squash",
+        ),
+    }
+)
+
+
+def _create(variant: str, pretrained: bool, **kwargs: Any) -> FlattenSwin:
+    return build_model(FlattenSwin, variant, pretrained, feature_cfg=dict(FEATURES), **kwargs)
+
+
+_BASE = {"depths": (2, 2, 18, 2), "embed_dim": 128, "num_heads": (4, 8, 16, 32)}
+
+
+@register_model
+def flatten_swin_tiny(pretrained: bool = False, **kwargs: Any) -> FlattenSwin:
+    """FLatten-Swin-T: 82.1 % ImageNet-1K top-1 published."""
+    return _create("flatten_swin_tiny", pretrained, **kwargs)
+
+
+@register_model
+def flatten_swin_small(pretrained: bool = False, **kwargs: Any) -> FlattenSwin:
+    """FLatten-Swin-S: 83.5 % ImageNet-1K top-1 published."""
+    return _create("flatten_swin_small", pretrained, **{"depths": (2, 2, 18, 2)} | kwargs)
+
+
+@register_model
+def flatten_swin_base(pretrained: bool = False, **kwargs: Any) -> FlattenSwin:
+    """FLatten-Swin-B: 83.8 % ImageNet-1K top-1 published."""
+    return _create("flatten_swin_base", pretrained, **_BASE | kwargs)
+
+
+@register_model
+def flatten_swin_base_384(pretrained: bool = False, **kwargs: Any) -> FlattenSwin:
+    """FLatten-Swin-B for 384x384 images: 85.0 % ImageNet-1K top-1 published."""
+    return _create("flatten_swin_base_384", pretrained, **_BASE | {"img_size": 384, "window_size": 12} | kwargs)

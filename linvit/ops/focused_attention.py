@@ -1,0 +1,106 @@
+"""Focused linear attention: linear attention over sharpened features, for all heads at once.
+
+Source: Han et al., "FLatten Transformer: Vision Transformer using Focused Linear Attention" (ICCV 2023,
+https://arxiv.org/abs/2308.00442), section 4, with the learned scale and the epsilons of the published code.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from linvit.ops._precision import accumulation_dtype
+from linvit.ops.feature_maps import focused, focused_reference
+from linvit.ops.linear_attention import linear_attention_reference
+
+__all__ = ["focused_linear_attention", "focused_linear_attention_reference"]
+
+
+def _split_heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """``[B, N, C]`` to ``[B, h, N, C / h]``: contiguous blocks of channels."""
+    return x.reshape(x.shape[0], x.shape[1], num_heads, -1).transpose(1, 2)
+
+
+def _merge_heads(x: torch.Tensor) -> torch.Tensor:
+    return x.transpose(1, 2).flatten(2)
+
+
+def focused_linear_attention_reference(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: torch.Tensor,
+    num_heads: int,
+    power: float = 3.0,
+    eps: float = 1e-6,
+) -> torch.Tensor:
+    """The formula, step by step, with ``N x M`` weights; quadratic, for tests and for reading."""
+    q = (F.relu(q) + eps) / F.softplus(scale)
+    k = (F.relu(k) + eps) / F.softplus(scale)
+    q, k = focused_reference(q, power), focused_reference(k, power)
+    q, k, v = _split_heads(q, num_heads), _split_heads(k, num_heads), _split_heads(v, num_heads)
+    return _merge_heads(linear_attention_reference(q, k, v, eps))
+
+
+def focused_linear_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: torch.Tensor,
+    num_heads: int,
+    power: float = 3.0,
+    eps: float = 1e-6,
+) -> torch.Tensor:
+    """Attend in linear time with features ``focus((relu(x) + 1e-6) / softplus(scale))``, norms over all heads.
+
+    Everything between the inputs and the result is computed in at least float32, under autocast too. For powers up to
+    3 the result is finite and accurate for every finite input: features saturate at 65,504, the largest float16.
+
+    Args:
+        q: Queries ``[B, N, C]``.
+        k: Keys ``[B, M, C]``, positional encoding included.
+        v: Values ``[B, M, C]``.
+        scale: The learned scale before its softplus, ``C`` entries.
+        num_heads: Heads; each takes a contiguous block of ``C / num_heads`` channels.
+        power: The focusing power p.
+        eps: Added to the features and to the normaliser.
+
+    Returns:
+        ``[B, N, C]`` in the type of ``v``.
+    """
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript skips what stands inside)
+        if torch.is_autocast_enabled(v.device.type):
+            with torch.autocast(v.device.type, enabled=False):
+                return _focused_linear_attention(q, k, v, scale, num_heads, power, eps)
+    return _focused_linear_attention(q, k, v, scale, num_heads, power, eps)
+
+
+def _focused_linear_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: torch.Tensor, num_heads: int, power: float, eps: float
+) -> torch.Tensor:
+    acc = accumulation_dtype(v)
+    gain = 1 / F.softplus(scale.to(acc))
+    # Focus is homogeneous: only the ratios of the gains enter the power, their size waits in a factor of each row.
+    size = gain.detach().amax()
+    gain = gain / size
+
+    k, k_factor = _focus(k.to(acc), gain, power, eps)
+    k = _split_heads(k * (k_factor * (size / k.shape[1])), num_heads)
+    context = k.transpose(-2, -1) @ _split_heads(v.to(acc), num_heads)  # [B, h, d, d]
+    k_mean = k.sum(dim=-2).unsqueeze(-1)  # [B, h, d, 1]
+
+    # A factor of a query cancels in the quotient, but for epsilon: dividing that one saves a pass over the queries.
+    q, q_factor = _focus(q.to(acc), gain, power, eps)
+    q = _split_heads(q, num_heads)
+    normaliser = q @ k_mean + (eps / (q_factor * size)).unsqueeze(1)
+    return _merge_heads(q @ context / normaliser).to(v.dtype)
+
+
+def _focus(x: torch.Tensor, gain: torch.Tensor, power: float, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ``y ** p`` and the factor of each row that restores the norm, for ``y = (relu(x) + eps) * gain``."""
+    # With p = 3, the sixth power of any entry between 1e-6 and 65504 is a normal float32.
+    x = torch.clamp(x, 0.0, 65504.0)
+    x = torch.addcmul(gain * eps, x, gain)
+    if power > 3.0:  # the power could overflow
+        return focused(x, power), torch.ones_like(x[..., :1])
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    x = x**power
+    return x, norm / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
