@@ -1,5 +1,6 @@
 """Attention mechanisms as modules over :mod:`linvit.ops`, one file each."""
 
+from linvit.attention._common import TokenAttention
 from linvit.attention.care import CareTokenMixer, DualInteraction
 from linvit.attention.focused import FocusedLinearAttention
 from linvit.attention.linear import LinearAttention
@@ -13,5 +14,6 @@ __all__ = [
     "LinearAttention",
     "SoftmaxAttention",
     "StripeAttention",
+    "TokenAttention",
     "WindowAttention",
 ]

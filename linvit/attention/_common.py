@@ -1,5 +1,7 @@
 """What the attention modules share: ``(dim, grid_size, num_heads, ...)`` in, ``forward(tokens, grid_size)`` out."""
 
+from collections.abc import Sequence
+
 import torch
 from timm.layers import to_2tuple, trunc_normal_
 from torch import nn
@@ -27,7 +29,7 @@ class TokenAttention(nn.Module):
     def __init__(
         self,
         dim: int,
-        grid_size: int | tuple[int, int],
+        grid_size: int | Sequence[int],
         num_heads: int = 8,
         qkv_bias: bool = True,
         proj_drop: float = 0.0,
@@ -50,6 +52,6 @@ class TokenAttention(nn.Module):
                 nn.init.zeros_(linear.bias)
 
     @torch.jit.ignore
-    def set_grid_size(self, grid_size: int | tuple[int, int]) -> None:
+    def set_grid_size(self, grid_size: int | Sequence[int]) -> None:
         """Make another grid the native one."""
         self.grid_size = list(to_2tuple(grid_size))

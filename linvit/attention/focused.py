@@ -4,6 +4,8 @@ Source: Han et al., "FLatten Transformer: Vision Transformer using Focused Linea
 https://arxiv.org/abs/2308.00442), section 4.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -42,7 +44,7 @@ class FocusedLinearAttention(TokenAttention):
     def __init__(
         self,
         dim: int,
-        grid_size: int | tuple[int, int],
+        grid_size: int | Sequence[int],
         num_heads: int = 8,
         power: float = 3.0,
         kernel_size: int = 5,
@@ -75,7 +77,7 @@ class FocusedLinearAttention(TokenAttention):
             self.border = (kernel_size - local_kernel_size) // 2
 
     @torch.jit.ignore
-    def set_grid_size(self, grid_size: int | tuple[int, int]) -> None:
+    def set_grid_size(self, grid_size: int | Sequence[int]) -> None:
         """Make another grid the native one, interpolating the positional encoding."""
         old = self.grid_size
         super().set_grid_size(grid_size)

@@ -1,5 +1,7 @@
 """Softmax attention in windows: what FLatten's Swin and CSwin keep in their last two stages."""
 
+from collections.abc import Sequence
+
 import torch
 from timm.layers import resize_rel_pos_bias_table_simple, trunc_normal_
 from timm.models.swin_transformer import get_relative_position_index
@@ -27,7 +29,7 @@ class WindowAttention(TokenAttention):
     def __init__(
         self,
         dim: int,
-        grid_size: int | tuple[int, int],
+        grid_size: int | Sequence[int],
         num_heads: int,
         window_size: int = 7,
         shift: bool = False,
@@ -75,7 +77,7 @@ class StripeAttention(TokenAttention):
     def __init__(
         self,
         dim: int,
-        grid_size: int | tuple[int, int],
+        grid_size: int | Sequence[int],
         num_heads: int,
         stripe_width: int | None = 7,
         device=None,
@@ -97,14 +99,16 @@ class StripeAttention(TokenAttention):
         branches = len(self.windows)
         qkv = self.qkv(x).reshape(B, grid_size[0], grid_size[1], 3, branches, C // branches)
         parts = []
-        for i, get_v in enumerate(self.get_v):
+        for i, local in enumerate(self.get_v):
+            window = self.windows[i]
             part = window_attention(
                 qkv[..., i, :],
                 self.num_heads // branches,
-                self.windows[i],
+                window,
                 [0, 0],
-                local_weight=get_v.weight,
-                local_bias=get_v.bias,
+                None,
+                local.weight,  # type: ignore[arg-type]
+                local.bias,  # type: ignore[arg-type]
             )
             parts.append(part.reshape(B, N, -1))
         return self.proj_drop(self.proj(torch.cat(parts, dim=-1)))

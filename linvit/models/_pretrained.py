@@ -7,7 +7,9 @@ import argparse
 import hashlib
 import logging
 import sys
+import zipfile
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -171,14 +173,15 @@ def _some(names: list[str], most: int = 5) -> str:
 def fetch_published(cfg: dict[str, Any], cache_dir: str | Path | None = None) -> Path:
     """Find the published weights of a model, downloading them where they are not here yet.
 
-    A file that was put by hand into torch's checkpoint folder, under the published name, comes first. Otherwise the
-    file is looked up in the authors' Hugging Face repository (the published name, or else the one file whose name
-    carries the model's size), downloaded with a progress bar into the Hugging Face cache and compared with the
-    repository's checksum.
+    A file that was put by hand into torch's checkpoint folder, under the published name, comes first. Otherwise it is
+    downloaded with a progress bar: from a direct link into that folder, or from the authors' Hugging Face repository
+    (the published name, or else the one file whose name carries the model's size) into the Hugging Face cache, where
+    it is compared with the repository's checksum.
 
     Args:
-        cfg: The model's ``pretrained_cfg``, with ``architecture``, ``hf_hub_id`` and ``hf_hub_filename``.
-        cache_dir: Replaces the Hugging Face cache folder.
+        cfg: The model's ``pretrained_cfg``, with ``architecture`` and either ``url``, a pair of link and file name,
+            or ``hf_hub_id`` and ``hf_hub_filename``.
+        cache_dir: Replaces the folder that downloads are kept in.
 
     Returns:
         The path of the file.
@@ -186,12 +189,47 @@ def fetch_published(cfg: dict[str, Any], cache_dir: str | Path | None = None) ->
     Raises:
         ConnectionError: It is not here and could not be fetched; the message says what to download and where to
             put it.
-        ValueError: What arrived is not what the repository announced.
+        ValueError: The authors publish no weights for this model, or what arrived is not a checkpoint or not what
+            the repository announced.
     """
-    repo, published_name = cfg["hf_hub_id"], cfg["hf_hub_filename"]
+    url, published_name = cfg.get("url") or (None, cfg.get("hf_hub_filename"))
+    if published_name is None:
+        raise ValueError(f"{cfg.get('architecture')}: no weights are published for this model")
     by_hand = Path(torch.hub.get_dir()) / "checkpoints" / published_name
     if by_hand.is_file():
         return by_hand
+    if url is not None:
+        return _fetch_link(url, by_hand if cache_dir is None else Path(cache_dir) / published_name, cfg, by_hand)
+    return _fetch_from_hub(cfg, published_name, by_hand, cache_dir)
+
+
+def _fetch_link(url: str, path: Path, cfg: dict[str, Any], by_hand: Path) -> Path:
+    if path.is_file():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), progress=True)  # under a temporary name until it is complete
+    except (OSError, HTTPException) as error:
+        raise ConnectionError(
+            f"{cfg.get('architecture')}: the published weights could not be fetched ({_first_line(error)}). Download "
+            f"{url} by hand and save it as {by_hand}"
+        ) from error
+    if not _is_torch_file(path):  # a truncated transfer, or a web page that says why there is no file
+        path.unlink()
+        raise ValueError(f"{url} did not give a complete torch file, and what it gave was removed; try again")
+    return path
+
+
+def _is_torch_file(path: Path) -> bool:
+    """Tell whether a file can be one that torch saved: a whole archive, or a pickle as before torch 1.6."""
+    if zipfile.is_zipfile(path):
+        return True
+    with path.open("rb") as file:
+        return file.read(1) == b"\x80"
+
+
+def _fetch_from_hub(cfg: dict[str, Any], published_name: str, by_hand: Path, cache_dir: str | Path | None) -> Path:
+    repo = cfg["hf_hub_id"]
     size = published_name.split(".")[0].split("_")[-1]  # "S0" of "CARETrans_S0.pth.tar"
     try:
         files = HfApi().model_info(repo, files_metadata=True).siblings or []
@@ -202,15 +240,18 @@ def fetch_published(cfg: dict[str, Any], cache_dir: str | Path | None = None) ->
         cached = _pick_cached(repo, published_name, size, cache_dir)
         if cached is not None:
             return cached
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ConnectionError(
-            f"{cfg.get('architecture')}: the published weights could not be fetched ({reason[0][:160]}). Download the "
-            f"file whose name carries {size} from https://huggingface.co/{repo} by hand and save it as {by_hand}"
+            f"{cfg.get('architecture')}: the published weights could not be fetched ({_first_line(error)}). Download "
+            f"the file whose name carries {size} from https://huggingface.co/{repo} by hand and save it as {by_hand}"
         ) from error
     if checksum is not None and _sha256(path) != checksum:
         path.unlink()
         raise ValueError(f"{name} from {repo} arrived damaged (its SHA-256 differs) and was removed; try again")
     return path
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def _pick(names: list[str], published_name: str, size: str) -> str:

@@ -10,6 +10,7 @@ from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import nn
 
+from linvit.attention import TokenAttention
 from linvit.models._tables import stage_grids
 from linvit.ops import positions_on_grid, resize_positions
 
@@ -47,7 +48,7 @@ class Block(nn.Module):
 
     def __init__(
         self,
-        attn: nn.Module,
+        attn: TokenAttention,
         dim: int,
         mlp_ratio: float = 4.0,
         norm_eps: float = 1e-6,
@@ -64,6 +65,11 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps, **dd)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **dd).apply(init_linear)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+
+    @torch.jit.ignore
+    def set_grid_size(self, grid_size: list[int]) -> None:
+        """Make another grid the native one."""
+        self.attn.set_grid_size(grid_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         B, H, W, C = x.shape
@@ -131,7 +137,7 @@ class Stage(nn.Module):
                 table = resize_positions(self.pos_embed, self.grid_size, grid_size).contiguous()
             self.pos_embed = nn.Parameter(table, requires_grad=self.pos_embed.requires_grad)
         for block in self.blocks:
-            block.attn.set_grid_size(tuple(grid_size))
+            block.set_grid_size(grid_size)  # type: ignore[operator]
         self.grid_size = grid_size
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -205,7 +211,7 @@ class Pyramid(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layer groups for layer-wise learning-rate decay."""
         return {
-            "stem": r"^stages\.0\.(downsample|pos_embed)",
+            "stem": r"^stages\.0\.(?:downsample|pos_embed)",
             "blocks": r"^stages\.(\d+)"
             if coarse
             else [

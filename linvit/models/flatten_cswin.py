@@ -15,7 +15,7 @@ from timm.layers import calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from linvit.attention import FocusedLinearAttention, StripeAttention
+from linvit.attention import FocusedLinearAttention, StripeAttention, TokenAttention
 from linvit.models._builder import build_model
 from linvit.models._flatten import FEATURES, cfg, published_url, rename
 from linvit.models._pyramid import Block, ConvEmbed, Pyramid, Stage
@@ -70,8 +70,8 @@ class FlattenCswin(Pyramid):
         rates: list = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         last = len(depths) - 1
 
-        def attention(stage: int, grid: list[int]) -> nn.Module:
-            args: dict[str, Any] = {"grid_size": tuple(grid), "num_heads": num_heads[stage]} | dd
+        def attention(stage: int, grid: list[int]) -> TokenAttention:
+            args: dict[str, Any] = {"grid_size": grid, "num_heads": num_heads[stage]} | dd
             if stage < linear_stages:
                 args |= {"power": power, "kernel_size": kernel_size, "local_kernel_size": 3}
                 return FocusedLinearAttention(dims[stage], proj_drop=proj_drop_rate, **args)

@@ -76,13 +76,15 @@ class FlattenDeit(VisionTransformer):
             **dd,
             **kwargs,
         )
+        assert self.pos_embed is not None  # learned positions are timm's default
+        self.pos_embed: nn.Parameter = self.pos_embed
         self.grid_size: list[int] = list(self.patch_embed.grid_size)
-        grid = (self.grid_size[0], self.grid_size[1])
-        for i, rate in enumerate(calculate_drop_path_rates(drop_path_rate, depth)):
+        rates: list = calculate_drop_path_rates(drop_path_rate, depth)
+        for i, rate in enumerate(rates):
             attn = FocusedLinearAttention(
-                embed_dim, grid, num_heads, power, kernel_size, proj_drop=proj_drop_rate, **dd
+                embed_dim, self.grid_size, num_heads, power, kernel_size, proj_drop=proj_drop_rate, **dd
             )
-            block = Block(attn, embed_dim, mlp_ratio, proj_drop=proj_drop_rate, drop_path=float(rate), **dd)
+            block = Block(attn, embed_dim, mlp_ratio, proj_drop=proj_drop_rate, drop_path=rate, **dd)
             self.blocks.append(block)
             self.feature_info.append({"module": f"blocks.{i}", "num_chs": embed_dim, "reduction": patch_size})
 
@@ -99,7 +101,7 @@ class FlattenDeit(VisionTransformer):
             table = resize_positions(self.pos_embed, self.grid_size, grid).contiguous()
         self.pos_embed = nn.Parameter(table, requires_grad=self.pos_embed.requires_grad)
         for block in self.blocks:
-            block.attn.set_grid_size(tuple(grid))  # type: ignore[operator, union-attr]
+            block.set_grid_size(grid)  # type: ignore[operator]
         self.grid_size = grid
         update_model_input_size(self, img_size)
 

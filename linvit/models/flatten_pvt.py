@@ -66,9 +66,7 @@ class FlattenPvt(Pyramid):
         for i, (dim, grid) in enumerate(zip(embed_dims, stage_grids(img_size), strict=True)):
             blocks = [
                 Block(
-                    FocusedLinearAttention(
-                        dim, tuple(grid), num_heads[i], power, kernel_size, proj_drop=proj_drop_rate, **dd
-                    ),
+                    FocusedLinearAttention(dim, grid, num_heads[i], power, kernel_size, proj_drop=proj_drop_rate, **dd),
                     dim,
                     mlp_ratios[i],
                     proj_drop=proj_drop_rate,

@@ -49,16 +49,16 @@ class FlattenPvtV2(PyramidVisionTransformerV2):
         args = {"embed_dims": embed_dims, "num_heads": num_heads, "sr_ratios": (1,) * len(embed_dims)}
         super().__init__(proj_drop_rate=proj_drop_rate, **args, **dd, **kwargs)  # type: ignore[arg-type]
         for i, (stage, grid) in enumerate(zip(self.stages, stage_grids(img_size), strict=True)):
-            for block in stage.blocks:
+            for block in stage.get_submodule("blocks").children():
                 block.attn = FocusedLinearAttention(
-                    embed_dims[i], tuple(grid), num_heads[i], power, kernel_size, proj_drop=proj_drop_rate, **dd
+                    embed_dims[i], grid, num_heads[i], power, kernel_size, proj_drop=proj_drop_rate, **dd
                 ).apply(self._init_weights)
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Make another image size the native one, interpolating the positional encodings."""
         for stage, grid in zip(self.stages, stage_grids(img_size), strict=False):
-            for block in stage.blocks:
-                block.attn.set_grid_size(tuple(grid))
+            for block in stage.get_submodule("blocks").children():
+                block.attn.set_grid_size(grid)  # type: ignore[union-attr, operator]
         update_model_input_size(self, img_size)
 
     @torch.jit.ignore

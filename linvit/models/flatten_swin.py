@@ -17,7 +17,7 @@ from timm.models._input import update_model_input_size
 from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
-from linvit.attention import FocusedLinearAttention, WindowAttention
+from linvit.attention import FocusedLinearAttention, TokenAttention, WindowAttention
 from linvit.models._builder import build_model
 from linvit.models._flatten import FEATURES, cfg, published_url, rename
 from linvit.models._pyramid import Block
@@ -76,22 +76,24 @@ class FlattenSwin(SwinTransformer):
         rates: list = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         for i, (stage, grid) in enumerate(zip(self.layers, stage_grids(img_size), strict=True)):
             dim = embed_dim * 2**i
+            blocks = []
             for j, rate in enumerate(rates[i]):
-                args: dict[str, Any] = {"grid_size": tuple(grid), "num_heads": num_heads[i]} | dd
+                args: dict[str, Any] = {"grid_size": grid, "num_heads": num_heads[i]} | dd
                 args["proj_drop"] = proj_drop_rate
-                attn: nn.Module
+                attn: TokenAttention
                 if i < linear_stages:
                     attn = FocusedLinearAttention(dim, power=power, kernel_size=kernel_size, **args)
                 else:
                     attn = WindowAttention(dim, window_size=window_size, shift=j % 2 == 1, **args)
-                stage.blocks.append(Block(attn, dim, mlp_ratio, 1e-5, proj_drop_rate, rate, **dd))
+                blocks.append(Block(attn, dim, mlp_ratio, 1e-5, proj_drop_rate, rate, **dd))
+            stage.blocks = nn.Sequential(*blocks)
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:  # type: ignore[override]
         """Make another image size the native one, interpolating the positional encodings; windows stay."""
         self.patch_embed.set_input_size(img_size=img_size)
         for stage, grid in zip(self.layers, stage_grids(img_size), strict=False):
-            for block in stage.blocks:
-                block.attn.set_grid_size(tuple(grid))
+            for block in stage.get_submodule("blocks").children():
+                block.set_grid_size(grid)  # type: ignore[operator, union-attr]
         update_model_input_size(self, img_size)
 
 
@@ -124,7 +126,8 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> FlattenSwin:
-    return build_model(FlattenSwin, variant, pretrained, feature_cfg=dict(FEATURES), **kwargs)
+    # The getter gives maps in NCHW; timm's Swin works in NHWC.
+    return build_model(FlattenSwin, variant, pretrained, feature_cfg=FEATURES | {"feature_cls": "getter"}, **kwargs)
 
 
 _BASE = {"depths": (2, 2, 18, 2), "embed_dim": 128, "num_heads": (4, 8, 16, 32)}

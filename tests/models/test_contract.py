@@ -18,8 +18,9 @@ import linvit
 from linvit.models._pretrained import as_tuple
 
 MODELS = linvit.list_models()
-# One model of each family walks through what does not depend on its width and depth.
-FAMILIES = sorted({timm.model_entrypoint(name).__module__: name for name in reversed(MODELS)}.values())
+# One small model of each family walks through what does not depend on its width and depth.
+SMALL_FIRST = sorted(MODELS, key=lambda name: ("tiny" not in name, name))
+FAMILIES = sorted({timm.model_entrypoint(name).__module__: name for name in reversed(SMALL_FIRST)}.values())
 SIZE = 96
 
 every_model = pytest.mark.parametrize("name", MODELS)
@@ -47,6 +48,15 @@ def create(name: str, **kwargs) -> torch.nn.Module:
     return awake(timm.create_model(name, **kwargs)).eval()
 
 
+def features_shape(model: torch.nn.Module, height: int, width: int) -> tuple[int, ...]:
+    """Return what timm's layouts make of one image's last map: tokens, channels last, or channels first."""
+    if hasattr(model, "num_prefix_tokens"):
+        return (1, model.num_prefix_tokens + height * width, model.num_features)
+    if getattr(model, "output_fmt", "NCHW") == "NHWC":
+        return (1, height, width, model.num_features)
+    return (1, model.num_features, height, width)
+
+
 @every_model
 def test_forward_features_head_and_reset(name):
     model = create(name)
@@ -54,7 +64,7 @@ def test_forward_features_head_and_reset(name):
     x = images(*cfg["input_size"][1:])
     features = model.forward_features(x)
     pre_logits = model.forward_head(features, pre_logits=True)
-    assert features.shape == (1, model.num_features, *cfg["pool_size"])
+    assert features.shape == features_shape(model, *cfg["pool_size"])
     assert pre_logits.shape == (1, model.head_hidden_size)
     assert model(x).shape == (1, 1000)
     for module in (*as_tuple(cfg["first_conv"]), *as_tuple(cfg["classifier"])):
