@@ -15,6 +15,7 @@ from timm.data import ImageNetInfo
 from timm.models import adapt_input_conv
 from timm.models._hub import save_config_for_hf
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from linvit.files import atomic_write
 from linvit.models._pretrained import as_tuple, compare, prepare_state_dict, read_state_dict
@@ -90,20 +91,33 @@ def _list_models() -> list[str]:
     return list_models()
 
 
+class _Unfilled(TorchFunctionMode):
+    """Leaves out in-place operations: filling in weights that have no storage takes most of the time to build them."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        if name.endswith("_") and not name.endswith("__") and name != "requires_grad_":
+            return args[0] if args else None
+        return func(*args, **(kwargs or {}))
+
+
 def _model_for(path: Path) -> nn.Module:
     """Build the linvit model whose tensors are those of the file, and load them."""
     state_dict = read_state_dict(path)
     problems = {}
+    found: dict[bool, tuple[str, int | None]] = {}  # by whether tables would have to be resized
     for name in _list_models():
-        with torch.device("meta"):
+        with torch.device("meta"), _Unfilled():
             candidate = timm.create_model(name)
         fit = compare(state_dict, candidate)
         if not fit.problems:
-            classifier = fit.other_classes[0] if fit.other_classes else None
-            model = timm.create_model(name, num_classes=len(state_dict[classifier]) if classifier else None)
-            _load_state_dict(model, state_dict)
-            return model
+            found.setdefault(fit.resized, (name, fit.classes))
         problems[name] = len(fit.missing) + len(fit.unexpected) + len(fit.reshaped)
+    if found:
+        name, classes = found.get(False) or found[True]
+        model = timm.create_model(name, num_classes=classes)
+        _load_state_dict(model, state_dict)
+        return model
     nearest = min(problems, key=problems.__getitem__)
     raise ValueError(
         f"{path} fits no linvit model; the nearest, {nearest}, differs in {problems[nearest]} tensors "

@@ -20,6 +20,8 @@ from safetensors.torch import load_file
 from timm.models import clean_state_dict
 from torch import nn
 
+from linvit.models._tables import TABLES
+
 __all__ = ["Fit", "as_tuple", "compare", "fetch_published", "prepare_state_dict", "read_state_dict"]
 
 _logger = logging.getLogger(__name__)
@@ -94,6 +96,8 @@ class Fit:
 
     tensors: dict[str, torch.Tensor]  # by the model's names, without those of other_classes
     other_classes: list[str]  # classifier tensors made for another number of classes
+    classes: int | None  # that number
+    resized: bool  # tables were interpolated to the model's image or window size
     missing: list[str]
     unexpected: list[str]
     reshaped: list[str]
@@ -113,6 +117,7 @@ def compare(state_dict: dict[str, torch.Tensor], model: nn.Module) -> Fit:
     a model without classes takes no heads.
     """
     filter_fn = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    tables = _table_sizes(state_dict)
     if filter_fn is not None:
         state_dict = filter_fn(state_dict, model)
     cfg = getattr(model, "pretrained_cfg", {})
@@ -129,6 +134,8 @@ def compare(state_dict: dict[str, torch.Tensor], model: nn.Module) -> Fit:
     return Fit(
         tensors={n: tensor for n, tensor in state_dict.items() if n not in other_classes},
         other_classes=other_classes,
+        classes=len(state_dict[other_classes[0]]) if other_classes else None,
+        resized=tables != _table_sizes(state_dict),
         missing=[n for n in expected if n not in state_dict],
         unexpected=[n for n in state_dict if n not in expected],
         reshaped=[
@@ -137,6 +144,10 @@ def compare(state_dict: dict[str, torch.Tensor], model: nn.Module) -> Fit:
             if n not in other_classes and n not in input_convs
         ],
     )
+
+
+def _table_sizes(state_dict: dict[str, torch.Tensor]) -> list[int]:
+    return sorted(tensor.numel() for name, tensor in state_dict.items() if name.endswith(TABLES))
 
 
 def prepare_state_dict(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
@@ -153,10 +164,9 @@ def prepare_state_dict(state_dict: dict[str, torch.Tensor], model: nn.Module) ->
         architecture = getattr(model, "pretrained_cfg", {}).get("architecture", type(model).__name__)
         raise ValueError(f"the checkpoint does not fit {architecture}, nothing was loaded: {fit.problems}")
     if fit.other_classes:
-        classes = " and ".join(sorted({str(len(state_dict[name])) for name in fit.other_classes if name in state_dict}))
         _logger.warning(
             "the checkpoint was trained on %s classes, the model has %s: %s keep their new initialisation",
-            *(classes or "other", model.num_classes, ", ".join(fit.other_classes)),
+            *(fit.classes, model.num_classes, ", ".join(fit.other_classes)),
         )
     return fit.tensors
 

@@ -90,10 +90,10 @@ class FlattenSwin(SwinTransformer):
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:  # type: ignore[override]
         """Make another image size the native one, interpolating the positional encodings; windows stay."""
-        self.patch_embed.set_input_size(img_size=img_size)
+        self.patch_embed.set_input_size(img_size=img_size)  # type: ignore[operator]
         for stage, grid in zip(self.layers, stage_grids(img_size), strict=False):
             for block in stage.get_submodule("blocks").children():
-                block.set_grid_size(grid)  # type: ignore[operator, union-attr]
+                block.set_grid_size(grid)  # type: ignore[operator]
         update_model_input_size(self, img_size)
 
 
