@@ -26,6 +26,8 @@ class TokenAttention(nn.Module):
         ValueError: ``dim`` is not a multiple of ``num_heads``.
     """
 
+    grid_size: list[int]
+
     def __init__(
         self,
         dim: int,
@@ -40,7 +42,7 @@ class TokenAttention(nn.Module):
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"dim {dim} is not a multiple of num_heads {num_heads}")
-        self.grid_size: list[int] = list(to_2tuple(grid_size))
+        self.grid_size = list(to_2tuple(grid_size))
         self.num_heads = num_heads
         self.num_prefix_tokens = num_prefix_tokens
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)

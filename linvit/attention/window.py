@@ -85,7 +85,7 @@ class StripeAttention(TokenAttention):
         **kwargs,
     ):
         super().__init__(dim, grid_size, num_heads, device=device, dtype=dtype, **kwargs)
-        self.windows: list[list[int]] = [[0, 0]] if stripe_width is None else [[0, stripe_width], [stripe_width, 0]]
+        self.windows = [[0, 0]] if stripe_width is None else [[0, stripe_width], [stripe_width, 0]]
         width = dim // len(self.windows)
         self.get_v = nn.ModuleList(
             nn.Conv2d(width, width, 3, padding=1, groups=width, device=device, dtype=dtype) for _ in self.windows

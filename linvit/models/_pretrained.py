@@ -8,6 +8,7 @@ import hashlib
 import logging
 import sys
 import zipfile
+from collections import OrderedDict
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -30,11 +31,9 @@ _SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin", ".ckpt")
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # averaged weights before raw ones
 
 
-class _ForeignConfig(dict):
-    """Stands in for configuration objects of packages that need not be installed to read tensors."""
-
-
-_HARMLESS: list[Any] = [argparse.Namespace, (_ForeignConfig, "yacs.config.CfgNode")]
+# Configuration objects beside the tensors. That of yacs, which need not be installed, is a dictionary with attributes;
+# OrderedDict is the one such type that torch fills without executing anything.
+_HARMLESS: list[Any] = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
 
 
 def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
@@ -147,7 +146,8 @@ def compare(state_dict: dict[str, torch.Tensor], model: nn.Module) -> Fit:
 
 
 def _table_sizes(state_dict: dict[str, torch.Tensor]) -> list[int]:
-    return sorted(tensor.numel() for name, tensor in state_dict.items() if name.endswith(TABLES))
+    leaves = ((name.rpartition(".")[2], tensor) for name, tensor in state_dict.items())
+    return sorted(tensor.numel() for leaf, tensor in leaves if leaf.startswith(TABLES))  # PVT's pos_embed1 to 4, too
 
 
 def prepare_state_dict(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:

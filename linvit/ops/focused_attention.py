@@ -66,9 +66,10 @@ def focused_linear_attention(
     Returns:
         ``[B, N, C]`` in the type of ``v``.
     """
-    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript skips what stands inside)
-        if torch.is_autocast_enabled(v.device.type):
-            with torch.autocast(v.device.type, enabled=False):
+    if not torch.jit.is_scripting():
+        device = v.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):  # it would take the products back to half precision
                 return _focused_linear_attention(q, k, v, scale, num_heads, power, eps)
     return _focused_linear_attention(q, k, v, scale, num_heads, power, eps)
 

@@ -1,0 +1,86 @@
+"""Focused linear attention for all heads at once against the formula with its N x M weights, to the edges of range."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from linvit.ops import focused_linear_attention, focused_linear_attention_reference
+
+
+def inputs(n: int = 11, m: int = 9, channels: int = 12, seed: int = 0) -> list[torch.Tensor]:
+    """q, k, v and scale in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(2, n, channels), (2, m, channels), (2, m, channels), (1, 1, channels)]
+    return [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    n=st.integers(1, 9),
+    m=st.integers(1, 9),
+    heads=st.sampled_from([1, 2, 3, 4]),
+    power=st.sampled_from([1.0, 2.0, 3.0, 3.5, 5.0]),
+    seed=st.integers(0, 100),
+)
+def test_equals_the_formula(n, m, heads, power, seed):
+    q, k, v, scale = inputs(n, m, seed=seed)
+    actual = focused_linear_attention(q, k, v, scale, heads, power)
+    expected = focused_linear_attention_reference(q, k, v, scale, heads, power)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("power", [3.0, 4.0])
+def test_gradients_equal_the_formula(power):
+    tensors = [t.requires_grad_() for t in inputs()]
+    target = torch.randn(2, 11, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for function in (focused_linear_attention, focused_linear_attention_reference):
+        loss = (function(*tensors, 3, power) * target).sum()
+        grads = torch.autograd.grad(loss, tensors)
+        if function is focused_linear_attention:
+            actual = grads
+    for a, b in zip(actual, grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-11)
+
+
+def test_both_epsilons_count():
+    """A query and keys that are negative throughout leave the epsilons alone: the result is known by hand."""
+    q, k, v, scale = inputs()
+    scale = torch.zeros_like(scale)
+    gain = 1 / torch.nn.functional.softplus(scale[0, 0, 0])
+    out = focused_linear_attention(-q.abs(), -k.abs(), v, scale, 1)
+    product = 12 * (1e-6 * gain) ** 2  # of a query with any key
+    expected = v.mean(dim=1, keepdim=True) * product / (product + 1e-6)
+    torch.testing.assert_close(out, expected.expand_as(out), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("magnitude", [1e-4, 1.0, 1e2, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("scale_value", [-5.0, 0.0, 5.0])
+def test_finite_and_close_at_every_magnitude(dtype, magnitude, scale_value):
+    """With 65,536 keys; the plain power overflows float16 at 41, the plain sum of keys at 65,504."""
+    q, k, v, scale = inputs(n=64, m=65536, channels=16)
+    q, k, v = ((t * magnitude).clamp(-6e4, 6e4).to(dtype) for t in (q, k, v))
+    q[0, 0] = k[0, 0] = -1  # nothing is left of them but epsilon
+    q[0, 1] = 0
+    scale = (scale + scale_value).to(dtype)
+    out = focused_linear_attention(q, k, v, scale, 2)
+    assert out.dtype == dtype
+    assert out.isfinite().all()
+    expected = focused_linear_attention_reference(*(t.double() for t in (q[:, :8], k, v, scale)), 2)
+    bound = 8 * max(torch.finfo(dtype).eps, 1e-6) * v.double().abs().max()
+    assert (out[:, :8].double() - expected).abs().max() < bound
+
+
+@pytest.mark.parametrize("value", [1e30, 3e38])
+def test_huge_float32_saturates(value):
+    q, k, v, scale = (t.float() for t in inputs())
+    assert focused_linear_attention(q * value, k * value, v, scale, 3).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_does_not_lower_the_precision(dtype):
+    tensors = [t.float() for t in inputs()]
+    expected = focused_linear_attention(*tensors, 3)
+    with torch.autocast("cpu", dtype):
+        assert torch.equal(focused_linear_attention(*tensors, 3), expected)
