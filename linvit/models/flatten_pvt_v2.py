@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from timm.models import generate_default_cfgs, register_model
 from timm.models._input import update_model_input_size
-from timm.models.pvt_v2 import PyramidVisionTransformerV2
+from timm.models.pvt_v2 import MlpWithDepthwiseConv, PyramidVisionTransformerV2
 from torch import nn
 
 from linvit.attention import FocusedLinearAttention
@@ -20,12 +20,24 @@ from linvit.models._tables import resize_tables, stage_grids
 __all__ = ["FlattenPvtV2", "checkpoint_filter_fn"]
 
 
+class ChannelsLastMlp(MlpWithDepthwiseConv):
+    """timm's MLP with a depthwise convolution, whose map PyTorch knows for channels last at batch size 1, too."""
+
+    def forward(self, x: torch.Tensor, feat_size: list[int]) -> torch.Tensor:
+        """Map tokens ``[B, H W, C]`` to the same shape."""
+        B, N, _ = x.shape
+        x = self.fc1(x).reshape(B, feat_size[0], feat_size[1], -1).permute(0, 3, 1, 2)
+        x = self.dwconv(x).permute(0, 2, 3, 1).reshape(B, N, -1)
+        return self.drop(self.fc2(self.drop(self.act(x))))
+
+
 class FlattenPvtV2(PyramidVisionTransformerV2):
     """PVTv2 with focused linear attention.
 
     Args:
         embed_dims: Widths of the stages.
         num_heads: Heads per stage.
+        mlp_ratios: Hidden width of the MLPs over the stage's, per stage.
         power: The focusing power p.
         kernel_size: Side of the rank-restoring convolution's kernel.
         img_size: The native image size, for which positional encodings are learned.
@@ -37,6 +49,7 @@ class FlattenPvtV2(PyramidVisionTransformerV2):
         self,
         embed_dims: tuple[int, ...] = (64, 128, 320, 512),
         num_heads: tuple[int, ...] = (1, 2, 5, 8),
+        mlp_ratios: tuple[float, ...] = (8.0, 8.0, 4.0, 4.0),
         power: float = 3.0,
         kernel_size: int = 5,
         img_size: int | tuple[int, int] = 224,
@@ -46,13 +59,17 @@ class FlattenPvtV2(PyramidVisionTransformerV2):
         **kwargs: Any,
     ):
         dd = {"device": device, "dtype": dtype}
-        args = {"embed_dims": embed_dims, "num_heads": num_heads, "sr_ratios": (1,) * len(embed_dims)}
+        args = {"embed_dims": embed_dims, "num_heads": num_heads, "mlp_ratios": mlp_ratios, "sr_ratios": (1,) * 4}
         super().__init__(proj_drop_rate=proj_drop_rate, **args, **dd, **kwargs)  # type: ignore[arg-type]
         for i, (stage, grid) in enumerate(zip(self.stages, stage_grids(img_size), strict=True)):
+            dim = embed_dims[i]
             for block in stage.get_submodule("blocks").children():
                 block.attn = FocusedLinearAttention(
-                    embed_dims[i], grid, num_heads[i], power, kernel_size, proj_drop=proj_drop_rate, **dd
+                    dim, grid, num_heads[i], power, kernel_size, proj_drop=proj_drop_rate, **dd
                 ).apply(self._init_weights)
+                block.mlp = ChannelsLastMlp(dim, int(dim * mlp_ratios[i]), drop=proj_drop_rate, **dd).apply(
+                    self._init_weights
+                )
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Make another image size the native one, interpolating the positional encodings."""
