@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 import linvit
 from linvit.checkpoints import class_names
+from tests.models import every_model
 
 TINY = {"depths": (1, 1, 1, 1), "dims": (4, 4, 8, 8), "head_dims": (None, None, 4, 8)}
 INPUT = {
@@ -161,7 +162,7 @@ def test_saved_model_comes_back_by_linvit_and_by_timm(tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["metrics"] == {"top1": 0.5}
 
 
-@pytest.mark.parametrize("name", linvit.list_models())
+@every_model
 def test_a_bare_file_finds_its_model(tmp_path, name):
     model = timm.create_model(name, num_classes=3).eval()
     torch.save({"model": model.state_dict()}, tmp_path / "bare.pth")

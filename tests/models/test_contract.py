@@ -14,17 +14,10 @@ from timm.models import FeatureInfo, get_notrace_functions, get_notrace_modules
 from timm.optim import param_groups_layer_decay
 from torchvision.models.feature_extraction import NodePathTracer, create_feature_extractor, get_graph_node_names
 
-import linvit
 from linvit.models._pretrained import as_tuple
+from tests.models import MODELS, every_family, every_model
 
-MODELS = linvit.list_models()
-# One small model of each family walks through what does not depend on its width and depth.
-SMALL_FIRST = sorted(MODELS, key=lambda name: ("tiny" not in name, name))
-FAMILIES = sorted({timm.model_entrypoint(name).__module__: name for name in reversed(SMALL_FIRST)}.values())
 SIZE = 96
-
-every_model = pytest.mark.parametrize("name", MODELS)
-every_family = pytest.mark.parametrize("name", FAMILIES)
 
 
 @pytest.fixture(autouse=True)
@@ -244,7 +237,7 @@ def test_input_channels_device_and_dtype_reach_every_tensor(name):
     assert all(p.is_meta for p in meta.parameters())
 
 
-@every_model
+@pytest.mark.parametrize("name", MODELS)
 def test_listed_by_timm_with_its_weights(name):
     assert name in timm.list_models(name)
     cfg = timm.get_pretrained_cfg(name)
