@@ -26,6 +26,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "pvt_v2_b0": {"embed_dims": (8, 8, 16, 16), "num_heads": (1, 1, 2, 2), "sr_ratios": (1, 1, 1, 1)},
     "swin_tiny_patch4_window7_224": {
         "img_size": 32,
+        "window_size": 8,  # the whole map: what the conversion attends over, too
         "embed_dim": 12,
         "depths": (1, 1, 1, 1),
         "num_heads": (1, 2, 2, 4),
