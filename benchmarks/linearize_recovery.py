@@ -25,6 +25,7 @@ from typing import Any
 import timm
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
+from torch.utils.data import Subset
 
 from linvit.checkpoints import load_model
 from linvit.data import ClassificationData
@@ -59,7 +60,6 @@ def trainer(args: argparse.Namespace, curve: Curve) -> Trainer:
         max_epochs=args.epochs,
         val_check_interval=1 / args.checks_per_epoch,
         limit_train_batches=args.train_batches,
-        limit_val_batches=args.val_batches,
         gradient_clip_val=1.0,
         num_sanity_val_steps=0,
         inference_mode=False,  # metrics reset in it could not be used in the training that follows
@@ -72,7 +72,7 @@ def trainer(args: argparse.Namespace, curve: Curve) -> Trainer:
 
 
 def data(args: argparse.Namespace) -> ClassificationData:
-    return ClassificationData(
+    images = ClassificationData(
         root=args.data,
         img_size=args.img_size,
         batch_size=args.batch_size,
@@ -81,6 +81,9 @@ def data(args: argparse.Namespace) -> ClassificationData:
         color_jitter=0.2,
         crop_pct=1.0,
     )
+    held_out = images.val_set
+    images.val_set = Subset(held_out, range(0, len(held_out), args.val_every))  # in the order of the classes
+    return images
 
 
 def run(args: argparse.Namespace, arm: str, seed: int) -> dict[str, list]:
@@ -141,7 +144,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--scratch-lr", type=float, default=1e-3)
     parser.add_argument("--checks-per-epoch", type=int, default=4)
     parser.add_argument("--train-batches", type=float, default=1.0, help="share of the training batches per epoch")
-    parser.add_argument("--val-batches", type=float, default=1.0, help="share of the held-out batches")
+    parser.add_argument("--val-every", type=int, default=1, help="validate on every n-th held-out image")
     parser.add_argument("--precision", default="bf16-mixed")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=1)

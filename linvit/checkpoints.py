@@ -23,7 +23,7 @@ from linvit.files import atomic_write
 from linvit.linearize import describe, rebuild
 from linvit.models._pretrained import as_tuple, compare, prepare_state_dict, read_state_dict
 
-__all__ = ["class_names", "load_checkpoint", "load_model", "save_model"]
+__all__ = ["class_names", "conversion", "load_checkpoint", "load_model", "save_model"]
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -91,27 +91,27 @@ def load_model(spec: str | Path) -> nn.Module:
     return model.eval()
 
 
-def _conversion(config: Path) -> list[dict[str, Any]] | None:
-    """Return what is said in a ``config.json`` about attention that was replaced."""
-    return json.loads(config.read_text()).get(CONVERSION)
+def conversion(folder: Path) -> list[dict[str, Any]] | None:
+    """Return what a saved model's description says about attention that was replaced; None where none was."""
+    return json.loads((folder / CONFIG_NAME).read_text()).get(CONVERSION)
 
 
 def _from_folder(folder: Path) -> nn.Module:
-    conversion = _conversion(folder / CONFIG_NAME)
-    if conversion is None:
+    replaced = conversion(folder)
+    if replaced is None:
         return timm.create_model(f"local-dir:{folder}", pretrained=True)
-    model = rebuild(timm.create_model(f"local-dir:{folder}"), conversion)
+    model = rebuild(timm.create_model(f"local-dir:{folder}"), replaced)
     _load_state_dict(model, read_state_dict(folder / WEIGHTS_NAME))
     return model
 
 
 def _from_hub(spec: str) -> nn.Module:
     repo = spec.removeprefix("hf-hub:")
-    config = Path(download_from_hf(repo, CONFIG_NAME))
-    if _conversion(config) is None:
+    folder = Path(download_from_hf(repo, CONFIG_NAME)).parent
+    if conversion(folder) is None:
         return timm.create_model(spec, pretrained=True)
-    download_from_hf(repo, WEIGHTS_NAME)  # into the folder of the configuration
-    return _from_folder(config.parent)
+    download_from_hf(repo, WEIGHTS_NAME)  # into the same folder
+    return _from_folder(folder)
 
 
 def _list_models() -> list[str]:

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from linvit.checkpoints import CONFIG_NAME, conversion
 from linvit.linearize import linearize
 from linvit.tasks.classification import ClassificationTask
 
@@ -64,7 +65,9 @@ class LinearizeTask(ClassificationTask):
             raise ValueError(f"there is nothing to learn from: {', '.join(weights)} are all 0")
         if temperature <= 0:
             raise ValueError(f"temperature must be above 0, not {temperature!r}")
-        if Path(name).is_dir():
+        if (Path(name) / CONFIG_NAME).is_file():
+            if conversion(Path(name)):
+                raise ValueError(f"{name} is converted already: give the run folder of its original")
             name = f"local-dir:{name}"
         super().__init__(num_classes, name=name, pretrained=pretrained, **kwargs)
         # In a tuple, so that it is no part of this module: it is neither trained nor kept.

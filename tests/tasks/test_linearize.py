@@ -180,6 +180,8 @@ def test_from_the_command_line_to_a_loaded_model(
 
     assert main(["train", "--resume", str(out), "--trainer.max_epochs", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["epochs"] == 2
+    with pytest.raises(ValueError, match="is converted already"):
+        task(out)
     assert main(["eval", str(out), str(photos), "--workers", "0", "--json"]) == 0
 
 
