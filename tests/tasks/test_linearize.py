@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 import linvit
 from linvit.cli.main import main
-from linvit.linearize import MECHANISMS
 from linvit.tasks import LinearizeTask
 from tests.tasks.test_classification import CLASSES, batches, loader, trainer
 
@@ -192,11 +191,3 @@ def make_training(photos: Path, folder: Path) -> Path:
     for part in ("train", "val"):
         (root / part).symlink_to(photos / "val")
     return root
-
-
-def test_recipe_is_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str], original: Path) -> None:
-    recipe = Path(__file__).parents[2] / "recipes" / "linearize.yaml"
-    assert main(["train", "--config", str(recipe), "--model.name", str(original), "--print_config"]) == 0
-    settings = yaml.safe_load(capsys.readouterr().out)
-    assert settings["task"] == "linearize"
-    assert settings["model"]["attention"] in MECHANISMS
