@@ -4,9 +4,18 @@ import timm
 
 from linvit import models
 from linvit.checkpoints import load_checkpoint, load_model, save_model
+from linvit.linearize import linearize, linearize_report
 
 __version__ = "0.1.0"
-__all__ = ["list_models", "load_checkpoint", "load_model", "models", "save_model"]
+__all__ = [
+    "linearize",
+    "linearize_report",
+    "list_models",
+    "load_checkpoint",
+    "load_model",
+    "models",
+    "save_model",
+]
 
 
 def list_models(filter: str = "*") -> list[str]:

@@ -1,9 +1,11 @@
 """Checkpoints: load weights into a model, find the model that belongs to a file, save a model with its description.
 
 A saved model is a folder with ``model.safetensors`` and ``config.json`` in timm's format, so that timm loads it too:
-``timm.create_model("local-dir:FOLDER", pretrained=True)``.
+``timm.create_model("local-dir:FOLDER", pretrained=True)``. A model whose attention was replaced
+(:func:`linvit.linearize`) is described in ``config.json``, too; that one is loaded by :func:`load_model` alone.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,17 +15,19 @@ import torch
 from safetensors.torch import save
 from timm.data import ImageNetInfo
 from timm.models import adapt_input_conv
-from timm.models._hub import save_config_for_hf
+from timm.models._hub import download_from_hf, save_config_for_hf
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from linvit.files import atomic_write
+from linvit.linearize import describe, rebuild
 from linvit.models._pretrained import as_tuple, compare, prepare_state_dict, read_state_dict
 
-__all__ = ["class_names", "load_checkpoint", "load_model", "save_model"]
+__all__ = ["class_names", "conversion", "load_checkpoint", "load_model", "save_model"]
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
+CONVERSION = "linearize"
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> None:
@@ -68,12 +72,14 @@ def load_model(spec: str | Path) -> nn.Module:
         missing = [name for name in (WEIGHTS_NAME, CONFIG_NAME) if not (path / name).is_file()]
         if missing:
             raise FileNotFoundError(f"{path} is no run folder: it has no {' and no '.join(missing)}")
-        model = timm.create_model(f"local-dir:{path}", pretrained=True)
+        model = _from_folder(path)
     elif path.is_file() and path.name == WEIGHTS_NAME and (path.parent / CONFIG_NAME).is_file():
         return load_model(path.parent)
     elif path.is_file():
         model = _model_for(path)
-    elif str(spec).startswith("hf-hub:") or timm.is_model(str(spec)):
+    elif str(spec).startswith("hf-hub:"):
+        model = _from_hub(str(spec))
+    elif timm.is_model(str(spec)):
         model = timm.create_model(str(spec), pretrained=True)
     elif path.suffix or len(path.parts) > 1:
         raise FileNotFoundError(f"no run folder or checkpoint file at {path}")
@@ -83,6 +89,29 @@ def load_model(spec: str | Path) -> nn.Module:
             f"({', '.join(_list_models()[:3])}, ... or any of timm's)"
         )
     return model.eval()
+
+
+def conversion(folder: Path) -> list[dict[str, Any]] | None:
+    """Return what a saved model's description says about attention that was replaced; None where none was."""
+    return json.loads((folder / CONFIG_NAME).read_text()).get(CONVERSION)
+
+
+def _from_folder(folder: Path) -> nn.Module:
+    replaced = conversion(folder)
+    if replaced is None:
+        return timm.create_model(f"local-dir:{folder}", pretrained=True)
+    model = rebuild(timm.create_model(f"local-dir:{folder}"), replaced)
+    _load_state_dict(model, read_state_dict(folder / WEIGHTS_NAME))
+    return model
+
+
+def _from_hub(spec: str) -> nn.Module:
+    repo = spec.removeprefix("hf-hub:")
+    folder = Path(download_from_hf(repo, CONFIG_NAME)).parent
+    if conversion(folder) is None:
+        return timm.create_model(spec, pretrained=True)
+    download_from_hf(repo, WEIGHTS_NAME)  # into the same folder
+    return _from_folder(folder)
 
 
 def _list_models() -> list[str]:
@@ -150,7 +179,8 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / WEIGHTS_NAME
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    extra = {"label_names": list(classes)} | ({"metrics": metrics} if metrics else {})
+    extra: dict[str, Any] = {"label_names": list(classes), "metrics": metrics, CONVERSION: describe(model)}
+    extra = {name: value for name, value in extra.items() if value}
     with atomic_write(weights) as new_weights, atomic_write(folder / CONFIG_NAME) as new_config:  # both or neither
         new_weights.write_bytes(save(tensors, metadata={"format": "pt"}))  # save_file makes it unreadable for others
         save_config_for_hf(model, str(new_config), model_config=extra, data_config=input_config)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 COMMANDS = {
+    "models": ("linvit.cli.models", "list the models: size, cost, published accuracy"),
     "train": ("linvit.cli.train", "train a model, or resume a training run"),
     "eval": ("linvit.cli.eval", "measure a model on a data set"),
     "predict": ("linvit.cli.predict", "classify images"),

@@ -27,11 +27,11 @@ from linvit import __version__
 from linvit.analysis.plots import plot_curves
 from linvit.cli.common import print_json, print_rows
 from linvit.data import ClassificationData
-from linvit.tasks import ClassificationTask
+from linvit.tasks import ClassificationTask, LinearizeTask
 from linvit.tasks import run_folder as files
 from linvit.tasks.callbacks import EpochLines, KeepBest, LastCheckpoint, RandomState
 
-TASKS = {"classify": (ClassificationTask, ClassificationData)}
+TASKS = {"classify": (ClassificationTask, ClassificationData), "linearize": (LinearizeTask, ClassificationData)}
 
 _DESCRIPTION = """Train a model and keep everything about it in a run folder.
 
@@ -40,7 +40,8 @@ examples:
   linvit train --data.root photos --trainer.max_epochs 30       on photos/train/CLASS/* and photos/val/CLASS/*
   linvit train --config recipe.yaml --model.lr 5e-4             a recipe, with a setting changed
   linvit train --resume runs/care_s0-20250101-120000            continue, with --trainer.max_epochs for longer
-  linvit train --config recipe.yaml --print_config > mine.yaml  all settings, to edit"""
+  linvit train --config recipe.yaml --print_config > mine.yaml  all settings, to edit
+  linvit train --config recipes/linearize.yaml --model.name runs/vit  put linear attention into a trained model"""
 
 _THIS_CALL_ONLY = ("out", "resume", "json")
 """Arguments that are no settings of the training, and so not in ``config.yaml``."""
@@ -99,14 +100,17 @@ class TrainCLI(LightningCLI):
     def __init__(self, argv: Sequence[str]) -> None:
         peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
         peek.add_argument("--resume", type=Path)
-        peek.add_argument("--task", default="classify")
+        peek.add_argument("--task")
+        peek.add_argument("--config", "-c", action="append", default=[])
         first, _ = peek.parse_known_args(argv)
-        if first.task not in TASKS:
-            raise ValueError(f"--task {first.task!r} is not known; there is {', '.join(TASKS)}")
         if first.resume:
             files.check_resumable(first.resume)
-            argv = ["--config", str(first.resume / files.CONFIG), *argv]
-        task, data = TASKS[first.task]
+            first.config.insert(0, str(first.resume / files.CONFIG))
+            argv = ["--config", first.config[0], *argv]
+        name = first.task or _task_in(first.config) or "classify"
+        if name not in TASKS:
+            raise ValueError(f"--task {name!r} is not known; there is {', '.join(TASKS)}")
+        task, data = TASKS[name]
         super().__init__(
             task,
             data,
@@ -192,6 +196,16 @@ class TrainCLI(LightningCLI):
         for name in _THIS_CALL_ONLY:
             settings.pop(name, None)
         return f"# linvit {__version__}: all settings of this run\n{yaml.safe_dump(settings, sort_keys=False)}"
+
+
+def _task_in(configs: list[str]) -> Any:
+    """Return the task that the last of the files names; what is wrong with them is found when they are parsed."""
+    found = None
+    for path in configs:
+        with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
+            settings = yaml.safe_load(Path(path).read_text())
+            found = settings.get("task", found) if isinstance(settings, dict) else found
+    return found
 
 
 def _fit(cli: TrainCLI) -> float:

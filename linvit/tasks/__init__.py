@@ -3,17 +3,19 @@
 Names are looked up when first used, so that inference does not import Lightning.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from linvit.tasks.classification import ClassificationTask
+    from linvit.tasks.linearize import LinearizeTask
 
-__all__ = ["ClassificationTask"]
+__all__ = ["ClassificationTask", "LinearizeTask"]
+
+_MODULES = {"ClassificationTask": "classification", "LinearizeTask": "linearize"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from linvit.tasks import classification
-
-    return getattr(classification, name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -37,7 +37,7 @@ def raising(error: BaseException) -> Callable[[list[str]], int]:
 def test_help_lists_the_commands_and_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    for name in ("train", "eval", "predict", "export"):
+    for name in ("models", "train", "eval", "predict", "export"):
         assert f"\n  {name} " in out
     assert "example:\n  linvit train" in out
 
@@ -57,7 +57,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_unknown_command_names_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trian"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("linvit: error: unknown command 'trian'; there are train, eval, predict, export")
+    assert said.startswith("linvit: error: unknown command 'trian'; there are models, train, eval, predict, export")
     assert said.count("\n") == 1
 
 

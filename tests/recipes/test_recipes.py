@@ -16,7 +16,9 @@ def test_recipe_opens_with_its_command_and_holds_settings_that_exist(recipe, lin
     said = linvit_command("train", "--config", recipe, "--print_config")
     assert said.code == 0, said.err
     resolved = yaml.safe_load(said.out)
-    for section, settings in yaml.safe_load(recipe.read_text()).items():
+    given = yaml.safe_load(recipe.read_text())
+    assert resolved["task"] == given.pop("task", "classify")
+    for section, settings in given.items():
         for name, value in settings.items():
             assert resolved[section][name] == value
 
