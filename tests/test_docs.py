@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands, and what it links to exists."""
+"""The Python in the README and the documentation runs as it stands, and what they link to exists."""
 
 import re
 from pathlib import Path
@@ -11,8 +11,9 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_blocks_run(page):
+    names: dict = {}  # a later block may go on where an earlier one ended
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
-        exec(compile(block, str(page), "exec"), {})
+        exec(compile(block, str(page), "exec"), names)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

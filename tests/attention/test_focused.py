@@ -1,8 +1,5 @@
 """FocusedLinearAttention and its siblings against plain transcriptions, in outputs and gradients."""
 
-import re
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -150,13 +147,3 @@ def test_wrong_arguments_are_named():
         FocusedLinearAttention(DIM, GRID, HEADS, kernel_size=3, local_kernel_size=5)
     with pytest.raises(ValueError, match="feature_map must be 'elu' or 'relu', got 'gelu'"):
         LinearAttention(DIM, GRID, HEADS, feature_map="gelu")
-
-
-def test_the_examples_of_the_documentation_run():
-    page = Path(__file__).parents[2] / "docs" / "focused_attention.md"
-    examples = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
-    assert examples
-    names: dict = {}
-    for example in examples:
-        exec(example, names)
-    assert names["y"].shape == names["x"].shape
