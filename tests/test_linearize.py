@@ -296,10 +296,9 @@ def test_new_mechanism_takes_one_line(monkeypatch):
     assert model(images("pvt_v2")).isfinite().all()
 
 
-@every_host
+# timm takes the block of res_post as a class, which no config.json can hold.
+@pytest.mark.parametrize("host", [host for host in HOSTS if host != "res_post"])
 def test_saved_model_is_loaded_as_converted(host, tmp_path):
-    if host == "res_post":
-        pytest.skip("timm cannot describe this model either")
     model, x = linvit.linearize(create(host), stages=[0]), images(host)
     linvit.linearize(model, "linear", stages=[1])
     for name, parameter in model.named_parameters():
