@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from linvit.files import atomic_write
 from linvit.linearize import describe, rebuild
-from linvit.models._pretrained import as_tuple, compare, prepare_state_dict, read_state_dict
+from linvit.models._pretrained import SUFFIXES, as_tuple, compare, prepare_state_dict, read_state_dict
 
 __all__ = ["class_names", "conversion", "load_checkpoint", "load_model", "save_model"]
 
@@ -75,11 +75,14 @@ def load_model(spec: str | Path) -> nn.Module:
         model = _from_folder(path)
     elif path.is_file() and path.name == WEIGHTS_NAME and (path.parent / CONFIG_NAME).is_file():
         return load_model(path.parent)
+    elif path.is_file() and path.suffix == ".ckpt" and (path.parent / CONFIG_NAME).is_file():
+        model = load_model(path.parent)
+        load_checkpoint(model, path)
     elif path.is_file():
         model = _model_for(path)
     elif str(spec).startswith("hf-hub:"):
         model = _from_hub(str(spec))
-    elif timm.is_model(str(spec)):
+    elif timm.is_model(str(spec)) and not path.name.endswith(SUFFIXES):
         model = timm.create_model(str(spec), pretrained=True)
     elif path.suffix or len(path.parts) > 1:
         raise FileNotFoundError(f"no run folder or checkpoint file at {path}")
@@ -181,7 +184,7 @@ def save_model(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     extra: dict[str, Any] = {"label_names": list(classes), "metrics": metrics, CONVERSION: describe(model)}
     extra = {name: value for name, value in extra.items() if value}
-    with atomic_write(weights) as new_weights, atomic_write(folder / CONFIG_NAME) as new_config:  # both or neither
+    with atomic_write(weights) as new_weights, atomic_write(folder / CONFIG_NAME) as new_config:  # neither unless both
         new_weights.write_bytes(save(tensors, metadata={"format": "pt"}))  # save_file makes it unreadable for others
         save_config_for_hf(model, str(new_config), model_config=extra, data_config=input_config)
     return weights

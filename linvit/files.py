@@ -18,6 +18,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # or a power cut could leave the new name with nothing behind it
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -125,6 +125,7 @@ def test_unreadable_files_are_named(tmp_path, suffix):
         with pytest.raises(ValueError, match=rf"cannot read .*{name}\.{suffix}: not a checkpoint, or damaged") as error:
             linvit.load_checkpoint(tiny_care(), path)
         assert "\n" not in str(error.value)
+        assert "Weights only" not in str(error.value)
     with pytest.raises(FileNotFoundError, match=f"no checkpoint file at .*absent.{suffix}"):
         linvit.load_checkpoint(tiny_care(), tmp_path / f"absent.{suffix}")
 
@@ -170,6 +171,15 @@ def test_a_bare_file_finds_its_model(tmp_path, name):
     assert loaded.pretrained_cfg["architecture"] == name
     assert same_weights(model, loaded)
     assert not loaded.training
+
+
+def test_a_run_s_last_checkpoint_keeps_its_class_names(tmp_path):
+    model = tiny_care()
+    linvit.save_model(tiny_care(seed=1), tmp_path, classes=["ant", "bee", "cat", "dog", "eel"], input_config=INPUT)
+    torch.save({"state_dict": {f"model.{name}": t for name, t in model.state_dict().items()}}, tmp_path / "last.ckpt")
+    loaded = linvit.load_model(tmp_path / "last.ckpt")
+    assert same_weights(model, loaded)
+    assert class_names(loaded) == ["ant", "bee", "cat", "dog", "eel"]
 
 
 def test_load_model_names_what_it_cannot_find(tmp_path):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
@@ -69,8 +70,16 @@ def print_facts(facts: Mapping[str, Any]) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print JSON to the standard output."""
-    print(json.dumps(value, indent=2))
+    """Print JSON to the standard output; numbers that JSON does not know (NaN, infinity) as null."""
+    print(json.dumps(_finite(value), indent=2, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def progress(items: Iterable[Any], total: int, description: str) -> Iterable[Any]:

@@ -27,9 +27,11 @@ def run(argv: Sequence[str]) -> int:
     if args.batch_size < 1 or args.workers < 0:
         raise ValueError(f"--batch-size {args.batch_size} must be 1 or more and --workers {args.workers} 0 or more")
 
-    model = load_model(args.model)
+    model: Any = load_model(args.model)
     classifier = Classifier(model, args.device, args.precision, args.img_size, args.crop_pct)
     names = class_names(model)
+    if model.num_classes != 1000 and not model.pretrained_cfg.get("label_names"):  # a bare checkpoint has no names
+        names = _folders_as_names(args.data, len(names))
     dataset = eval_dataset(args.data, names, classifier.transform, args.strict)
     loader = DataLoader(dataset, args.batch_size, num_workers=args.workers, collate_fn=collate)
     result = classifier.evaluate(progress(loader, len(loader), "evaluating"))
@@ -43,6 +45,15 @@ def run(argv: Sequence[str]) -> int:
     if args.confusion:
         _draw_confusion(result, class_names(model, readable=True), args.confusion)
     return 0
+
+
+def _folders_as_names(data: str, num_classes: int) -> list[str]:
+    names = eval_dataset(data).classes
+    if len(names) != num_classes:
+        raise ValueError(
+            f"the checkpoint has {num_classes} classes without names, {data} has {len(names)}: give its run folder"
+        )
+    return names
 
 
 def _record(args: Any, classifier: Classifier, result: Evaluation) -> dict[str, Any]:

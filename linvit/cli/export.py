@@ -9,6 +9,7 @@ import torch
 from linvit.checkpoints import class_names, load_model
 from linvit.cli.common import Parser, print_json, print_rows
 from linvit.data.images import find_images, load_image
+from linvit.files import atomic_write
 from linvit.tasks.inference import Classifier
 
 FORMATS = ("onnx",)
@@ -38,11 +39,13 @@ def run(argv: Sequence[str]) -> int:
     else:
         images = torch.randn(8, *size, generator=torch.Generator().manual_seed(0))
 
-    export_onnx(model, out, size[1:], class_names(model))
-    check = check_onnx(model, out, images)
-    if not check.max_error <= BOUND:  # a NaN is no pass
-        out.unlink()
-        raise ValueError(f"{out} differs from the model by {check.max_error:.1e} (bound {BOUND:.0e}) and was removed")
+    with atomic_write(out) as temporary:  # a file that is no good does not replace an earlier one
+        export_onnx(model, temporary, size[1:], class_names(model))
+        check = check_onnx(model, temporary, images)
+        if not check.max_error <= BOUND:  # a NaN is no pass
+            raise ValueError(
+                f"the export differs from the model by {check.max_error:.1e} (bound {BOUND:.0e}): {out} was not written"
+            )
     record = {"file": str(out), "megabytes": out.stat().st_size / 1e6, "bound": BOUND, **asdict(check)}
     if args.json:
         print_json(record)

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BrokenPipeError:  # whoever read the output has seen enough, as `head` has
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        except (ValueError, OSError, ImportError) as error:
+        except (ValueError, OSError, ImportError, RuntimeError, AssertionError) as error:
             if debug:
                 raise
             print(f"linvit: error: {_one_line(error)}", file=sys.stderr)

@@ -68,11 +68,16 @@ def run(argv: list[str]) -> int:
     with _quiet():
         try:
             cli = TrainCLI(argv)
-            seconds = _fit(cli)
+            with contextlib.redirect_stdout(sys.stderr):  # whatever Lightning prints, the result stands alone
+                seconds = _fit(cli)
             if cli.trainer.is_global_zero:
                 _report(cli, seconds)
         except argparse.ArgumentError as error:
             raise ValueError(_readable(str(error))) from error
+        except ValueError as error:
+            if "compute_fn" in str(error) and isinstance(error.__cause__, ValueError | OSError):
+                raise error.__cause__ from error  # what is wrong with the data, without jsonargparse's words around it
+            raise
         except MisconfigurationException as error:
             raise ValueError(str(error)) from error
         except torch.OutOfMemoryError as error:
@@ -140,7 +145,7 @@ class TrainCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what is not a setting of the data, the task or the trainer."""
-        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+        parser.link_arguments("data", "model.num_classes", compute_fn=_checked_classes, apply_on="instantiate")
         parser.add_argument("--task", type=str, default="classify", help=f"What to train for: {', '.join(TASKS)}.")
         parser.add_argument("--out", type=str, help="Run folder to make (default: runs/MODEL-DATE-TIME).")
         parser.add_argument("--resume", type=str, help="Run folder to continue in, with its settings and those given.")
@@ -232,6 +237,12 @@ def _fit(cli: TrainCLI) -> float:
     return time.perf_counter() - begin
 
 
+def _checked_classes(data: Any) -> int:
+    """Count the classes, after the data were looked through: what is wrong with them comes before all else."""
+    data.setup("fit")
+    return data.num_classes
+
+
 def _report(cli: TrainCLI, seconds: float) -> None:
     """Draw the curves and print the result: only that goes to standard output."""
     metrics = cli.folder / files.METRICS
@@ -239,6 +250,9 @@ def _report(cli: TrainCLI, seconds: float) -> None:
         with files.saving(cli.folder / files.CURVES):
             plot_curves(metrics, cli.folder / files.CURVES)
     best, watch = cli.keeper.best, cli.model.stopwatch
+    last = cli.trainer.callback_metrics.get("train/loss")
+    if last is not None and not last.isfinite():
+        warnings.warn("the loss is no longer finite: the training diverged; lower --model.lr", stacklevel=2)
     result = {
         "run": str(cli.folder),
         "model": cli.config.model.name,

@@ -6,6 +6,7 @@ Nothing is ever unpickled beyond tensors and a short list of harmless containers
 import argparse
 import hashlib
 import logging
+import pickle
 import sys
 import zipfile
 from collections import OrderedDict
@@ -23,11 +24,11 @@ from torch import nn
 
 from linvit.models._tables import TABLES
 
-__all__ = ["Fit", "as_tuple", "compare", "fetch_published", "prepare_state_dict", "read_state_dict"]
+__all__ = ["SUFFIXES", "Fit", "as_tuple", "compare", "fetch_published", "prepare_state_dict", "read_state_dict"]
 
 _logger = logging.getLogger(__name__)
 
-_SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin", ".ckpt")
+SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin", ".ckpt")
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # averaged weights before raw ones
 
 
@@ -85,8 +86,9 @@ def _why_unreadable(path: Path, error: Exception) -> str:
             f"besides tensors it holds {', '.join(sorted(refused))}, which are not unpickled; "
             "save its state dict alone, as .safetensors"
         )
-    reason = str(error).strip().splitlines() or [type(error).__name__]
-    return f"not a checkpoint, or damaged ({reason[0][:120]})"
+    if isinstance(error, pickle.UnpicklingError):  # torch's own words are advice to unpickle the file after all
+        return "not a checkpoint, or damaged"
+    return f"not a checkpoint, or damaged ({_first_line(error)})"
 
 
 @dataclass(frozen=True)
@@ -267,7 +269,7 @@ def _first_line(error: Exception) -> str:
 def _pick(names: list[str], published_name: str, size: str) -> str:
     if published_name in names:
         return published_name
-    found = sorted(name for name in names if name.endswith(_SUFFIXES) and size.lower() in Path(name).name.lower())
+    found = sorted(name for name in names if name.endswith(SUFFIXES) and size.lower() in Path(name).name.lower())
     if not found:
         raise ValueError(f"no weights file that carries {size} among {_some(names)}")
     return found[0]

@@ -1,5 +1,6 @@
 """What a run does beside training: keep the best weights, stay resumable, be reproducible, report each epoch."""
 
+import math
 import random
 import signal
 import sys
@@ -83,7 +84,7 @@ class KeepBest(Callback):
 
 
 def _rank(figures: dict[str, float]) -> tuple[float, float]:
-    return figures["top1"], -figures["loss"]
+    return figures["top1"], -figures["loss"] if math.isfinite(figures["loss"]) else -math.inf
 
 
 class LastCheckpoint(ModelCheckpoint):

@@ -57,6 +57,8 @@ class Classifier:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         if img_size is not None and img_size < 1:
             raise ValueError(f"img_size must be at least 1 pixel, got {img_size}")
+        if crop_pct is not None and not 0 < crop_pct <= 1:
+            raise ValueError(f"crop_pct must be above 0, up to 1, got {crop_pct}")
         self.device = _find_device(device)
         self.precision = precision
         # Channels-last is the fastest layout of these models on CPUs and GPUs alike.

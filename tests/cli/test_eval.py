@@ -54,7 +54,7 @@ def test_confusion_picture_shows_the_classes_that_occur(linvit_command, run_fold
     assert (tmp_path / "new" / "c.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_batches_and_precision_do_not_change_the_figures(linvit_command, run_folder, photos):
+def test_batch_size_does_not_change_the_figures(linvit_command, run_folder, photos):
     one = linvit_command("eval", run_folder, photos, "--json", "--batch-size", "1").json
     all_at_once = linvit_command("eval", run_folder, photos, "--json", "--batch-size", "64").json
     assert one["loss"] == pytest.approx(all_at_once["loss"], rel=1e-5)
@@ -70,6 +70,8 @@ def test_batches_and_precision_do_not_change_the_figures(linvit_command, run_fol
         (["{run}", "{photos}", "--device", "cuda"], "device 'cuda' is not here"),
         (["{run}", "{photos}", "--precision", "int3"], "precision must be one of float32, bfloat16, float16"),
         (["{run}", "{photos}", "--img-size", "0"], "img_size must be at least 1 pixel, got 0"),
+        (["{run}", "{photos}", "--crop-pct", "2"], "crop_pct must be above 0, up to 1, got 2.0"),
+        (["vit_tiny_patch16_224.pth", "{photos}"], "no run folder or checkpoint file at vit_tiny_patch16_224.pth"),
         (["{run}", "{photos}", "--batch-size", "0"], "--batch-size 0 must be 1 or more"),
         (["{run}", "{photos}/absent"], "absent does not exist"),
         (["{run}", "mnist5k"], "the model's are ant, bee, cat"),

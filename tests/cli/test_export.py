@@ -13,7 +13,7 @@ def test_command_checks_on_real_images_and_reports(linvit_command, run_folder, p
     assert out.is_file()
 
 
-def test_a_file_that_computes_something_else_is_removed(linvit_command, run_folder, tmp_path, monkeypatch):
+def test_a_file_that_computes_something_else_is_not_kept(linvit_command, run_folder, tmp_path, monkeypatch):
     def export_another(model, path, *args):
         from linvit.deploy import onnx as real
 
@@ -23,11 +23,13 @@ def test_a_file_that_computes_something_else_is_removed(linvit_command, run_fold
         torch.nn.init.normal_(model.head.fc.bias)
         assert not torch.equal(before["head.fc.bias"], model.head.fc.bias)
 
+    (tmp_path / "model.onnx").write_text("an earlier export")
     monkeypatch.setattr("linvit.deploy.export_onnx", export_another)
     said = linvit_command("export", run_folder, "--to", "onnx", "--out", tmp_path / "model.onnx")
     assert said.code == 2
     assert "differs from the model by" in said.err
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert (tmp_path / "model.onnx").read_text() == "an earlier export"
 
 
 def test_unknown_format_is_named(linvit_command, run_folder):
