@@ -20,7 +20,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[list[str]], 
 
     def add(run: Callable[[list[str]], int]) -> None:
         module = types.ModuleType("try_command")
-        module.run = run  # ty: ignore[missing-attribute]
+        module.run = run
         monkeypatch.setitem(sys.modules, "try_command", module)
         monkeypatch.setitem(entry.COMMANDS, "try", ("try_command", "fails"))
 

@@ -33,7 +33,7 @@ def batches(count: int, size: int = 4, seed: int = 0) -> list[dict[str, Any]]:
 
 def loader(made: list[dict[str, Any]]) -> DataLoader[Any]:
     """Give out ready batches."""
-    return DataLoader(made, batch_size=None)  # ty: ignore[invalid-argument-type]
+    return DataLoader(made, batch_size=None)
 
 
 def task(**settings: Any) -> ClassificationTask:
@@ -151,7 +151,7 @@ def test_mixed_loss_is_the_mean_of_the_two_targets_with_smoothing() -> None:
     batch = batches(1, 4)[0]
     first, second = batch["target"], batch["target"].flip(0)
     share = 0.3
-    made.mixing._params_per_batch = lambda: (share, False)  # ty: ignore[invalid-assignment]
+    made.mixing._params_per_batch = lambda: (share, False)
     image, target = made._mix(batch["image"].clone(), first)
     torch.testing.assert_close(image, share * batch["image"] + (1 - share) * batch["image"].flip(0))
     logits = made(image)
