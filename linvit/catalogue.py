@@ -17,8 +17,8 @@ import torch
 from timm.models import get_pretrained_cfg
 from torch.utils.flop_counter import FlopCounterMode
 
-import linvit
 from linvit.files import atomic_write
+from linvit.models import list_models
 
 __all__ = ["ModelFacts", "catalogue", "measure", "page"]
 
@@ -80,7 +80,7 @@ def catalogue(pattern: str = "*") -> list[ModelFacts]:
     Raises:
         ValueError: No model matches.
     """
-    names = linvit.list_models()
+    names = list_models()
     wildcard = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
     found = [name for name in names if fnmatch(name, wildcard)]
     if not found:
@@ -149,7 +149,7 @@ def _measured() -> dict[str, dict[str, int]]:
 
 def main(page_path: str = "docs/models.md") -> None:
     """Measure all models; write the figures and the page."""
-    figures = {name: measure(name) for name in linvit.list_models()}
+    figures = {name: measure(name) for name in list_models()}
     with atomic_write(MEASURED) as temporary:
         temporary.write_text(json.dumps(figures, indent=1) + "\n")
     _measured.cache_clear()

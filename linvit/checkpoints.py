@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from linvit.files import atomic_write
 from linvit.linearize import describe, rebuild
+from linvit.models import list_models
 from linvit.models._pretrained import SUFFIXES, as_tuple, compare, prepare_state_dict, read_state_dict
 
 __all__ = ["class_names", "conversion", "load_checkpoint", "load_model", "save_model"]
@@ -89,7 +90,7 @@ def load_model(spec: str | Path) -> nn.Module:
     else:
         raise ValueError(
             f"unknown model {str(spec)!r}: give a run folder, a checkpoint file, hf-hub:USER/REPO or a registered name "
-            f"({', '.join(_list_models()[:3])}, ... or any of timm's)"
+            f"({', '.join(list_models()[:3])}, ... or any of timm's)"
         )
     return model.eval()
 
@@ -117,12 +118,6 @@ def _from_hub(spec: str) -> nn.Module:
     return _from_folder(folder)
 
 
-def _list_models() -> list[str]:
-    from linvit import list_models  # the package imports this module first
-
-    return list_models()
-
-
 class _Unfilled(TorchFunctionMode):
     """Leaves out in-place operations: filling in weights that have no storage takes most of the time to build them."""
 
@@ -138,7 +133,7 @@ def _model_for(path: Path) -> nn.Module:
     state_dict = read_state_dict(path)
     problems = {}
     found: dict[bool, tuple[str, int | None]] = {}  # by whether tables would have to be resized
-    for name in _list_models():
+    for name in list_models():
         with torch.device("meta"), _Unfilled():
             candidate = timm.create_model(name)
         fit = compare(state_dict, candidate)

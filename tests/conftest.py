@@ -1,7 +1,9 @@
 """What many tests need: a small trained-like model in a folder, and the command line without a subprocess."""
 
 import json
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,17 @@ def photos(tmp_path_factory) -> Path:
             Image.new("RGB", size, color).save(root / "val" / name / f"{i}.png")
     (root / "val" / "cat" / "broken.jpg").write_text("no image")
     return root
+
+
+@contextmanager
+def file_limit(size: int) -> Generator[None]:
+    """Let no file grow beyond ``size`` bytes, as on a disk that runs full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @dataclass

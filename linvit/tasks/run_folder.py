@@ -21,12 +21,13 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from safetensors import SafetensorError
 
+from linvit.checkpoints import WEIGHTS_NAME
 from linvit.files import atomic_write
 
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
 LAST = "last.ckpt"
-MODEL = "model.safetensors"
+MODEL = WEIGHTS_NAME
 CURVES = "curves.png"
 CONFUSION = "confusion_matrix.png"
 

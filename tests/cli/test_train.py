@@ -4,13 +4,11 @@ import csv
 import json
 import math
 import os
-import resource
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from PIL import Image
 from linvit.cli.main import main
 from linvit.tasks import ClassificationTask
 from linvit.tasks.callbacks import EpochLines
+from tests.conftest import file_limit
 
 TRAIN_IMAGES, VAL_IMAGES, BATCH = 24, 9, 8  # per class; images per batch: 6 updates per epoch
 UPDATES = 2 * TRAIN_IMAGES // BATCH
@@ -71,17 +70,6 @@ def metrics(folder: Path) -> list[dict[str, str]]:
 def checkpoint(folder: Path) -> dict[str, Any]:
     """Read ``last.ckpt``, which must not need unpickling."""
     return torch.load(folder / "last.ckpt", weights_only=True)
-
-
-@contextmanager
-def file_limit(size: int) -> Generator[None]:
-    """Let no file grow beyond ``size`` bytes, as on a disk that runs full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="module")
@@ -384,6 +372,28 @@ def test_a_run_is_not_overwritten(whole: Path, photos: Path, capsys: pytest.Capt
 def test_nothing_is_left_where_nothing_could_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--data.root", str(tmp_path / "gone"), "--out", str(tmp_path / "run")]) == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_data_are_looked_through_before_anything_is_written(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(photos, tmp_path / "run", 1, "--data.batch_size=1000")) == 2
+    assert "batch_size must be at most" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_model_refuses_is_one_line(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("--model.name=vit_tiny_patch16_224", "--model.model_args={depth: 1, embed_dim: 24}")
+    assert main(arguments(photos, tmp_path / "run", 1, *given)) == 2  # at 32 pixels instead of 224
+    assert re.search(r"^linvit: error: Input height \(32\).*224", capsys.readouterr().err, re.MULTILINE)
+
+
+def test_json_stands_alone_whatever_lightning_prints(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--json", "--trainer.enable_model_summary=true", "--trainer.limit_train_batches=1")
+    assert main(arguments(photos, tmp_path / "run", 1, *more)) == 0
+    assert json.loads(capsys.readouterr().out)["epochs"] == 1
 
 
 def test_help_shows_examples_and_the_settings(capsys: pytest.CaptureFixture[str]) -> None:

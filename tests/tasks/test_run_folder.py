@@ -3,7 +3,6 @@
 import csv
 import errno
 import os
-import resource
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,17 +11,7 @@ import pytest
 import torch
 
 from linvit.tasks.run_folder import LAST, METRICS, AtomicCheckpointIO, MetricsCsv, check_resumable, claim, saving
-
-
-@contextmanager
-def file_limit(size: int) -> Generator[None]:
-    """Let no file grow beyond ``size`` bytes, as on a disk that runs full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+from tests.conftest import file_limit
 
 
 @contextmanager
