@@ -2,7 +2,8 @@
 
 A saved model is a folder with ``model.safetensors`` and ``config.json`` in timm's format, so that timm loads it too:
 ``timm.create_model("local-dir:FOLDER", pretrained=True)``. A model whose attention was replaced
-(:func:`linvit.linearize`) is described in ``config.json``, too; that one is loaded by :func:`load_model` alone.
+(:func:`linvit.linearize`) and one for detection or segmentation (:mod:`linvit.heads`) are described in ``config.json``,
+too; those are loaded by :func:`load_model` alone.
 """
 
 import json
@@ -20,15 +21,17 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from linvit.files import atomic_write
+from linvit.heads import DenseModel, build
 from linvit.linearize import describe, rebuild
 from linvit.models import list_models
 from linvit.models._pretrained import SUFFIXES, as_tuple, compare, prepare_state_dict, read_state_dict
 
-__all__ = ["class_names", "conversion", "load_checkpoint", "load_model", "save_model"]
+__all__ = ["class_names", "conversion", "load_checkpoint", "load_model", "save_model", "task_of"]
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 CONVERSION = "linearize"
+CLASSIFY = "classify"
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> None:
@@ -97,25 +100,57 @@ def load_model(spec: str | Path) -> nn.Module:
 
 def conversion(folder: Path) -> list[dict[str, Any]] | None:
     """Return what a saved model's description says about attention that was replaced; None where none was."""
-    return json.loads((folder / CONFIG_NAME).read_text()).get(CONVERSION)
+    return _description(folder).get(CONVERSION)
+
+
+def task_of(spec: str | Path) -> str:
+    """Return the task of the model that :func:`load_model` finds at ``spec``: "classify" unless it says another."""
+    if str(spec).startswith("hf-hub:"):
+        return _description(_hub_folder(str(spec))).get("task", CLASSIFY)
+    path = Path(spec)
+    folder = path if path.is_dir() else path.parent
+    return _description(folder).get("task", CLASSIFY) if (folder / CONFIG_NAME).is_file() else CLASSIFY
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{folder / CONFIG_NAME} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{folder / CONFIG_NAME} describes no model")
+    return found
 
 
 def _from_folder(folder: Path) -> nn.Module:
-    replaced = conversion(folder)
-    if replaced is None:
+    described = _description(folder)
+    if "task" in described:
+        return _dense_model(folder, described)
+    if CONVERSION not in described:
         return timm.create_model(f"local-dir:{folder}", pretrained=True)
-    model = rebuild(timm.create_model(f"local-dir:{folder}"), replaced)
+    model = rebuild(timm.create_model(f"local-dir:{folder}"), described[CONVERSION])
     _load_state_dict(model, read_state_dict(folder / WEIGHTS_NAME))
     return model
 
 
+def _dense_model(folder: Path, described: dict[str, Any]) -> nn.Module:
+    model = build(described["task"], described.get("architecture") or {})
+    _load_state_dict(model, read_state_dict(folder / WEIGHTS_NAME))
+    model.pretrained_cfg = described.get("input", {}) | {"label_names": described.get("label_names")}
+    return model
+
+
 def _from_hub(spec: str) -> nn.Module:
-    repo = spec.removeprefix("hf-hub:")
-    folder = Path(download_from_hf(repo, CONFIG_NAME)).parent
-    if conversion(folder) is None:
+    folder = _hub_folder(spec)
+    if not {"task", CONVERSION} & _description(folder).keys():
         return timm.create_model(spec, pretrained=True)
-    download_from_hf(repo, WEIGHTS_NAME)  # into the same folder
+    download_from_hf(spec.removeprefix("hf-hub:"), WEIGHTS_NAME)  # into the same folder
     return _from_folder(folder)
+
+
+def _hub_folder(spec: str) -> Path:
+    """Fetch the description of a model, and return the folder that it lies in."""
+    return Path(download_from_hf(spec.removeprefix("hf-hub:"), CONFIG_NAME)).parent
 
 
 class _Unfilled(TorchFunctionMode):
@@ -163,7 +198,7 @@ def save_model(
     """Write ``model.safetensors`` and ``config.json``, each under a temporary name first.
 
     Args:
-        model: A model made by ``timm.create_model``.
+        model: A model made by ``timm.create_model``, or one of :mod:`linvit.heads`.
         folder: Where to; created if it is not there.
         classes: Names of the classes, in the order of the logits.
         input_config: What the model was trained to see: ``input_size`` (C, H, W), ``mean``, ``std``,
@@ -177,11 +212,21 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / WEIGHTS_NAME
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    extra: dict[str, Any] = {"label_names": list(classes), "metrics": metrics, CONVERSION: describe(model)}
-    extra = {name: value for name, value in extra.items() if value}
     with atomic_write(weights) as new_weights, atomic_write(folder / CONFIG_NAME) as new_config:  # neither unless both
         new_weights.write_bytes(save(tensors, metadata={"format": "pt"}))  # save_file makes it unreadable for others
-        save_config_for_hf(model, str(new_config), model_config=extra, data_config=input_config)
+        if isinstance(model, DenseModel):
+            described = {
+                "task": model.task,
+                "architecture": model.architecture,
+                "label_names": list(classes),
+                "input": input_config,
+                "metrics": metrics,
+            }
+            new_config.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        else:
+            extra = {"label_names": list(classes), "metrics": metrics, CONVERSION: describe(model)}
+            extra = {name: value for name, value in extra.items() if value}
+            save_config_for_hf(model, str(new_config), model_config=extra, data_config=input_config)
     return weights
 
 

@@ -11,11 +11,11 @@ PACKAGE = Path(__file__).parent.parent / "linvit"
 # Each room may import from those before it, and from itself. Rooms that share a line do not know each other,
 # but for the tools at the end of it, which may use any room before them.
 ORDER = [
-    {"files"},
+    {"checks", "files"},
     {"ops"},
     {"attention"},
     {"models"},
-    {"linearize"},
+    {"heads", "linearize"},
     {"checkpoints"},
     {"catalogue"},
     {"data"},

@@ -1,7 +1,7 @@
 """Pictures of a training run: its curves and its confusion matrix."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,33 +17,37 @@ MOST_CLASSES_WITH_COUNTS = 25
 MOST_CLASSES_WITH_NAMES = 60
 LONGEST_NAME = 18
 
-_TRAIN, _VAL, _SECOND = "#6b7280", "#1d4ed8", "#93b4f5"
+ACCURACY = {"top1": "top-1", "top5": "top-5"}
+
+_TRAIN, _VAL = "#6b7280", "#1d4ed8"
+_OTHERS = ("#93b4f5", "#f59e0b", "#10b981", "#8b5cf6", "#ec4899")
 
 
-def plot_curves(metrics_csv: str | Path, out_png: str | Path) -> None:
+def plot_curves(metrics_csv: str | Path, out_png: str | Path, figures: Mapping[str, str] = ACCURACY) -> None:
     """Draw loss and accuracy by epoch.
 
     Args:
-        metrics_csv: ``metrics.csv`` of a run folder, with columns ``epoch``, ``train/loss``, ``val/loss``, ``val/top1``
-            and ``val/top5`` of which any may be missing or have gaps.
+        metrics_csv: ``metrics.csv`` of a run folder, with columns ``epoch``, ``train/loss``, ``val/loss`` and one for
+            each figure (``val/NAME``), of which any may be missing or have gaps.
         out_png: The picture to write.
+        figures: Names of the figures with what to call them; the title says the best of the first.
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    loss, accuracy = figure.subplots(1, 2)
+    loss, shares = figure.subplots(1, 2)
     with Path(metrics_csv).open(newline="") as file:
         rows = list(csv.DictReader(file))
     _curve(loss, rows, "train/loss", "training", _TRAIN)
     _curve(loss, rows, "val/loss", "validation", _VAL)
     loss.set_ylabel("loss")
-    best = _curve(accuracy, rows, "val/top1", "top-1", _VAL)
-    if best is not None:
-        epoch, value = best
-        accuracy.plot(epoch, value, "o", color=_VAL, markersize=5)
-        accuracy.set_title(f"best top-1: {value:.2%} in epoch {epoch}", fontsize=10)
-    _curve(accuracy, rows, "val/top5", "top-5", _SECOND)
-    accuracy.set_ylabel("validation accuracy")
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-    for axes in (loss, accuracy):
+    for (name, label), color in zip(figures.items(), (_VAL, *_OTHERS), strict=False):
+        best = _curve(shares, rows, f"val/{name}", label, color)
+        if best is not None and color == _VAL:
+            epoch, value = best
+            shares.plot(epoch, value, "o", color=_VAL, markersize=5)
+            shares.set_title(f"best {label}: {value:.2%} in epoch {epoch}", fontsize=10)
+    shares.set_ylabel("validation")
+    shares.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    for axes in (loss, shares):
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(color="#e5e7eb")

@@ -4,14 +4,14 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-__all__ = ["Parser", "print_facts", "print_json", "print_rows", "progress"]
+__all__ = ["Parser", "at_least", "print_facts", "print_json", "print_rows", "progress"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,12 +42,22 @@ class Parser(argparse.ArgumentParser):
         """Add where and how exactly the model computes, and what it sees."""
         self.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ... (auto)")
         self.add_argument("--precision", default="float32", help="float32, bfloat16 or float16 (float32)")
-        self.add_argument("--img-size", type=int, metavar="PIXELS", help="height and width (the model's)")
-        self.add_argument("--crop-pct", type=float, metavar="SHARE", help="share that the crop keeps (the model's)")
+        self.add_argument("--img-size", type=int, metavar="PIXELS", help="size to see images at (the model's)")
 
     def error(self, message: str) -> NoReturn:
         """Raise what is wrong with the arguments."""
         raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return an argument type: a whole number that is ``least`` or more."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number, {least} or more, not {text!r}")
+        return int(text)
+
+    return number
 
 
 def print_rows(rows: Iterable[Mapping[str, Any]], title: str = "") -> None:

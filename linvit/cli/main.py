@@ -11,7 +11,7 @@ COMMANDS = {
     "models": ("linvit.cli.models", "list the models: size, cost, published accuracy"),
     "train": ("linvit.cli.train", "train a model, or resume a training run"),
     "eval": ("linvit.cli.eval", "measure a model on a data set"),
-    "predict": ("linvit.cli.predict", "classify images"),
+    "predict": ("linvit.cli.predict", "say what is in images"),
     "export": ("linvit.cli.export", "write a model in a format for deployment"),
 }
 """Name of a command: its module, which is imported when the command is run, and its line in the help."""

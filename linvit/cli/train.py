@@ -26,12 +26,9 @@ from lightning.pytorch.loggers import Logger
 from linvit import __version__
 from linvit.analysis.plots import plot_curves
 from linvit.cli.common import print_json, print_rows
-from linvit.data import ClassificationData
-from linvit.tasks import ClassificationTask, LinearizeTask
+from linvit.cli.tasks import TASKS
 from linvit.tasks import run_folder as files
 from linvit.tasks.callbacks import EpochLines, KeepBest, LastCheckpoint, RandomState
-
-TASKS = {"classify": (ClassificationTask, ClassificationData), "linearize": (LinearizeTask, ClassificationData)}
 
 _DESCRIPTION = """Train a model and keep everything about it in a run folder.
 
@@ -97,6 +94,7 @@ class TrainCLI(LightningCLI):
 
     Attributes:
         folder: The run folder.
+        title: What the run is called: the model's name.
         resume: Whether the run in it is continued.
         checkpoint: Keeps ``last.ckpt``.
         keeper: Keeps the best weights.
@@ -115,10 +113,9 @@ class TrainCLI(LightningCLI):
         name = first.task or _task_in(first.config) or "classify"
         if name not in TASKS:
             raise ValueError(f"--task {name!r} is not known; there is {', '.join(TASKS)}")
-        task, data = TASKS[name]
+        self._task = TASKS[name]
         super().__init__(
-            task,
-            data,
+            *self._task.classes(),
             args=list(argv),
             run=False,
             save_config_callback=None,
@@ -159,7 +156,8 @@ class TrainCLI(LightningCLI):
         if self.config.resume and self.config.out:
             raise ValueError(f"--resume goes on in {self.config.resume}: leave out --out")
         self.resume = bool(self.config.resume)
-        name = re.sub(r"[^\w.-]+", "-", self.config.model.name)
+        self.title = self._task.title(self.config.model)
+        name = re.sub(r"[^\w.-]+", "-", self.title)
         default = f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}"
         self.folder = Path(self.config.resume or self.config.out or default)
         if getattr(rank_zero_only, "rank", 0) == 0 and not self.resume:
@@ -219,7 +217,7 @@ def _fit(cli: TrainCLI) -> float:
         files.write_text(cli.folder / files.CONFIG, cli.settings())
         parameters = sum(parameter.numel() for parameter in cli.model.model.parameters())
         print(
-            f"{cli.config.model.name}, {parameters / 1e6:.1f} M parameters, {len(cli.datamodule.classes)} classes, "
+            f"{cli.title}, {parameters / 1e6:.1f} M parameters, {len(cli.datamodule.classes)} classes, "
             f"on {cli.trainer.strategy.root_device}, {cli.trainer.precision}: {cli.folder}",
             file=sys.stderr,
         )
@@ -248,19 +246,17 @@ def _report(cli: TrainCLI, seconds: float) -> None:
     metrics = cli.folder / files.METRICS
     if metrics.is_file():
         with files.saving(cli.folder / files.CURVES):
-            plot_curves(metrics, cli.folder / files.CURVES)
+            plot_curves(metrics, cli.folder / files.CURVES, _shares(cli.model))
     best, watch = cli.keeper.best, cli.model.stopwatch
     last = cli.trainer.callback_metrics.get("train/loss")
     if last is not None and not last.isfinite():
         warnings.warn("the loss is no longer finite: the training diverged; lower --model.lr", stacklevel=2)
     result = {
         "run": str(cli.folder),
-        "model": cli.config.model.name,
+        "model": cli.title,
         "epochs": cli.trainer.current_epoch,
         "best_epoch": best.get("epoch"),
-        "top1": best.get("top1"),
-        "top5": best.get("top5"),
-        "loss": best.get("loss"),
+        **{name: best.get(name) for name in cli.model.figures},
         "images_per_second": round(watch.images / watch.seconds, 2) if watch.images else None,
         "seconds": round(seconds, 2),
         "unreadable": list(cli.model.unreadable),
@@ -269,15 +265,23 @@ def _report(cli: TrainCLI, seconds: float) -> None:
         print_json(result)
         return
     row = {
-        "top-1": f"{best['top1']:.2%}" if best else "-",
-        "top-5": f"{best['top5']:.2%}" if best else "-",
-        "loss": f"{best['loss']:.4f}" if best else "-",
+        **{heading: _figure(name, best.get(name)) for name, heading in cli.model.figures.items()},
         "best epoch": f"{best['epoch']} of {result['epochs']}" if best else "-",
         "images/s": f"{result['images_per_second'] or 0:.1f}",
         "seconds": f"{seconds:.0f}",
     }
     print_rows([row])
     print(f"run folder: {cli.folder}")
+
+
+def _shares(task: Any) -> dict[str, str]:
+    return {name: heading for name, heading in task.figures.items() if name != "loss"}
+
+
+def _figure(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if name == "loss" else f"{value:.2%}"
 
 
 @contextlib.contextmanager

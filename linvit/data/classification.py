@@ -1,6 +1,5 @@
 """The Lightning data module for classification: every setting of a training run that is about images."""
 
-import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,6 +13,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader
 from torchvision.transforms import Compose
 
+from linvit.checks import require
 from linvit.data.datasets import (
     DIGITS,
     ImageFolder,
@@ -25,6 +25,7 @@ from linvit.data.datasets import (
     eval_dataset,
     split_folders,
 )
+from linvit.data.loading import cores
 
 try:
     from lightning import LightningDataModule
@@ -83,21 +84,21 @@ class ClassificationData(LightningDataModule):
         super().__init__()
         if hflip is None:
             hflip = 0.0 if root is None else 0.5
-        _require(img_size >= 1, "img_size", img_size, "at least 1")
-        _require(batch_size >= 1, "batch_size", batch_size, "at least 1")
-        _require(workers is None or workers >= 0, "workers", workers, "0 or more")
-        _require(0 < scale[0] <= scale[1] <= 1, "scale", scale, "two rising shares above 0, up to 1")
-        _require(0 < ratio[0] <= ratio[1], "ratio", ratio, "two rising numbers above 0")
-        _require(0 <= hflip <= 1, "hflip", hflip, "between 0 and 1")
-        _require(color_jitter >= 0, "color_jitter", color_jitter, "0 or more")
-        _require(0 <= reprob <= 1, "reprob", reprob, "between 0 and 1")
+        require(img_size >= 1, "img_size", img_size, "at least 1")
+        require(batch_size >= 1, "batch_size", batch_size, "at least 1")
+        require(workers is None or workers >= 0, "workers", workers, "0 or more")
+        require(0 < scale[0] <= scale[1] <= 1, "scale", scale, "two rising shares above 0, up to 1")
+        require(0 < ratio[0] <= ratio[1], "ratio", ratio, "two rising numbers above 0")
+        require(0 <= hflip <= 1, "hflip", hflip, "between 0 and 1")
+        require(color_jitter >= 0, "color_jitter", color_jitter, "0 or more")
+        require(0 <= reprob <= 1, "reprob", reprob, "between 0 and 1")
         names = get_args(Interpolation)
-        _require(interpolation in names, "interpolation", interpolation, f"one of {', '.join(names)}")
-        _require(0 < crop_pct <= 1, "crop_pct", crop_pct, "above 0, up to 1")
-        _require(min(std) > 0, "std", std, "three numbers above 0")
+        require(interpolation in names, "interpolation", interpolation, f"one of {', '.join(names)}")
+        require(0 < crop_pct <= 1, "crop_pct", crop_pct, "above 0, up to 1")
+        require(min(std) > 0, "std", std, "three numbers above 0")
         self.root = root
         self.batch_size = batch_size
-        self.workers = min(16, _cores()) if workers is None else workers
+        self.workers = min(16, cores()) if workers is None else workers
         self.strict = strict
         self._input: dict[str, Any] = {
             "input_size": (3, img_size, img_size),
@@ -147,7 +148,7 @@ class ClassificationData(LightningDataModule):
             else ImageFolder(self._folders[0], self.classes, self.train_transform, self.strict, replace_unreadable=True)
         )
         allowed = f"at most {len(dataset)}, the number of training images"
-        _require(self.batch_size <= len(dataset), "batch_size", self.batch_size, allowed)
+        require(self.batch_size <= len(dataset), "batch_size", self.batch_size, allowed)
         return dataset
 
     @cached_property
@@ -205,12 +206,3 @@ def _enlarge_tiny(image: Image.Image) -> Image.Image:
     """Bring both sides to 16 pixels or more: of fewer, timm's random crop may take none and be black."""
     width, height = image.size
     return image if min(image.size) >= 16 else image.resize((max(width, 16), max(height, 16)))
-
-
-def _require(holds: bool, name: str, value: object, allowed: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} must be {allowed}, not {value!r}")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

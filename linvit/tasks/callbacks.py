@@ -1,6 +1,5 @@
 """What a run does beside training: keep the best weights, stay resumable, be reproducible, report each epoch."""
 
-import math
 import random
 import signal
 import sys
@@ -16,17 +15,16 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from linvit.analysis.plots import plot_confusion
 from linvit.checkpoints import save_model
 from linvit.tasks.ema import WeightAverage
-from linvit.tasks.run_folder import CONFUSION, LAST, MODEL, saving
+from linvit.tasks.run_folder import LAST, MODEL, saving
 
 
 class KeepBest(Callback):
     """Keeps the weights with the best validation so far as a model that every command can load.
 
-    Better is a higher top-1, or the same with a lower loss. With weight averaging it is the average that is validated
-    and kept. Without validation the last weights are kept.
+    The task says which are better (:meth:`linvit.tasks.base.VisionTask.rank`). With weight averaging it is the average
+    that is validated and kept. Without validation the last weights are kept.
 
     Args:
         folder: The run folder.
@@ -34,7 +32,7 @@ class KeepBest(Callback):
         input_config: What the model sees, for :func:`linvit.checkpoints.save_model`.
 
     Attributes:
-        best: Figures of the best validation (``top1``, ``top5``, ``loss``) and its ``epoch``, counted from 1.
+        best: Figures of the best validation, as the task names them, and its ``epoch``, counted from 1.
     """
 
     def __init__(self, folder: Path, classes: list[str], input_config: dict[str, Any]) -> None:
@@ -43,7 +41,7 @@ class KeepBest(Callback):
         self.input_config = input_config
         self.best: dict[str, float] = {}
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Save the weights if they are the best."""
         if trainer.sanity_checking:
             return
@@ -52,7 +50,7 @@ class KeepBest(Callback):
             for name, value in trainer.callback_metrics.items()
             if name.startswith("val/")
         }
-        if not self.best or _rank(figures) > _rank(self.best):
+        if not self.best or pl_module.rank(figures) > pl_module.rank(self.best):
             self.best = figures | {"epoch": trainer.current_epoch + 1}
             self._save(trainer, pl_module)
 
@@ -78,13 +76,7 @@ class KeepBest(Callback):
             save_model(
                 network, self.folder, classes=self.classes, input_config=self.input_config, metrics=self.best or None
             )
-        if task.confusion is not None:
-            with saving(self.folder / CONFUSION):
-                plot_confusion(task.confusion.cpu().numpy(), self.classes, self.folder / CONFUSION)
-
-
-def _rank(figures: dict[str, float]) -> tuple[float, float]:
-    return figures["top1"], -figures["loss"] if math.isfinite(figures["loss"]) else -math.inf
+        task.draw(self.folder, self.classes)
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -194,12 +186,15 @@ class EpochLines(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the line."""
         if trainer.is_global_zero:
-            stopwatch: Any = pl_module.stopwatch
+            task: Any = pl_module
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
             line = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"]
             if "train/loss" in metrics:  # not where an epoch is resumed in its validation
                 line += [f"train loss {metrics['train/loss']:.4f}"]
-            if "val/top1" in metrics:
-                line += [f"val loss {metrics['val/loss']:.4f}", f"top-1 {metrics['val/top1']:.2%}"]
-            line += [f"{stopwatch.lap_rate:.0f} images/s"]
+            if "val/loss" in metrics:
+                line += [f"val loss {metrics['val/loss']:.4f}"]
+            watched, heading = next(iter(task.figures.items()))
+            if f"val/{watched}" in metrics:
+                line += [f"{heading} {metrics[f'val/{watched}']:.2%}"]
+            line += [f"{task.stopwatch.lap_rate:.1f} images/s"]
             print("  ".join(line), file=sys.stderr, flush=True)

@@ -13,7 +13,9 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-__all__ = ["PRECISIONS", "Classifier", "Evaluation"]
+from linvit.heads import DenseModel
+
+__all__ = ["PRECISIONS", "Classifier", "Evaluation", "check_precision", "find_device"]
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -42,7 +44,7 @@ class Classifier:
         crop_pct: Share of the shorter side that the centre crop keeps; None takes the model's.
 
     Raises:
-        ValueError: There is no such device or precision.
+        ValueError: There is no such device or precision, or the model is no classifier.
     """
 
     def __init__(
@@ -53,13 +55,14 @@ class Classifier:
         img_size: int | None = None,
         crop_pct: float | None = None,
     ):
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        if isinstance(model, DenseModel):
+            raise ValueError(f"this needs a classifier, and the model is one to {model.task}")
+        check_precision(precision)
         if img_size is not None and img_size < 1:
             raise ValueError(f"img_size must be at least 1 pixel, got {img_size}")
         if crop_pct is not None and not 0 < crop_pct <= 1:
             raise ValueError(f"crop_pct must be above 0, up to 1, got {crop_pct}")
-        self.device = _find_device(device)
+        self.device = find_device(device)
         self.precision = precision
         # Channels-last is the fastest layout of these models on CPUs and GPUs alike.
         self.model = model.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -120,7 +123,18 @@ class Classifier:
         )
 
 
-def _find_device(name: str) -> torch.device:
+def check_precision(precision: str) -> None:
+    """Raise a ValueError unless the precision is one of ``PRECISIONS``."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device of a name, where "auto" is the accelerator that torch finds, or else the CPU.
+
+    Raises:
+        ValueError: It is not here.
+    """
     if name == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:

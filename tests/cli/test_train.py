@@ -328,7 +328,7 @@ def test_alone_it_trains_care_on_the_embedded_digits(
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        (["--task=detect"], "--task 'detect' is not known; there is classify"),
+        (["--task=dance"], "--task 'dance' is not known; there is classify"),
         (["--model.lr=fast"], "--model.lr: Expected a float. Got value: fast"),
         (["--model.learning_rate=1"], "unrecognized arguments: --model.learning_rate=1 (see linvit train --help)"),
         (["--trainer.precision=8"], "--trainer.precision: Expected one of ["),

@@ -248,6 +248,8 @@ def test_validation_without_a_readable_image_is_an_error() -> None:
         ({"mixup_prob": 2.0}, "mixup_prob must be from 0 to 1"),
         ({"warmup_epochs": -1.0}, "warmup_epochs must be 0 or more"),
         ({"num_classes": 1}, "num_classes must be at least 2, not 1"),
+        ({"schedule": "step"}, "milestones must be given where schedule is step"),
+        ({"milestones": [3, 2]}, "milestones must be rising epochs above 0"),
     ],
 )
 def test_wrong_settings_are_named(settings: dict[str, Any], message: str) -> None:
@@ -273,3 +275,17 @@ def test_convolutions_are_channels_last_unless_told_otherwise() -> None:
         made.model.register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(inputs[0]))
         made(torch.randn(2, 3, 32, 32))
         assert seen[0].is_contiguous(memory_format=torch.channels_last) == wanted
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"schedule": "step", "milestones": [1, 2.5]}, [0.1] * 4 + [0.01] * 6 + [0.001] * 2),
+        ({"schedule": "poly"}, [0.1 * (1 - update / 12) for update in range(12)]),
+        ({"schedule": "poly", "power": 2.0}, [0.1 * (1 - update / 12) ** 2 for update in range(12)]),
+    ],
+)
+def test_other_schedules_fall_at_milestones_or_as_a_power(settings: dict[str, Any], expected: list[float]) -> None:
+    recorder = Recorder()
+    trainer(recorder, max_epochs=3).fit(task(lr=0.1, warmup_epochs=0, min_lr=0.0, **settings), loader(batches(4)))
+    assert recorder.lr == pytest.approx(expected)

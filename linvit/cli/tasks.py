@@ -1,0 +1,70 @@
+"""The tasks, in one place: what each is trained with, and the commands that serve the models it makes."""
+
+import importlib
+import pkgutil
+from argparse import Action, Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from linvit.checkpoints import task_of
+from linvit.cli.common import Parser
+
+__all__ = ["TASKS", "Task", "dispatch"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task; everything is named here and imported when it is used.
+
+    Attributes:
+        module: Its Lightning module, a :class:`linvit.tasks.base.VisionTask`.
+        data: Its Lightning data module, with ``root``, ``strict``, ``classes``, ``num_classes``, ``input_config()``.
+        commands: Module with ``run_eval(args)`` and ``run_predict(args)`` for models of this task; ``EVAL_OPTIONS`` and
+            ``PREDICT_OPTIONS``, their own options as argparse takes them; ``TITLE``, which heads these in the help.
+        named_by: Settings of the module that the default run folder is named by.
+    """
+
+    module: str
+    data: str
+    commands: str
+    named_by: tuple[str, ...] = ("name",)
+
+    def classes(self) -> tuple[type[Any], type[Any]]:
+        """Import the Lightning module and the data module."""
+        return pkgutil.resolve_name(self.module), pkgutil.resolve_name(self.data)
+
+    def title(self, settings: Namespace) -> str:
+        """Return what a run with these settings of the module is called."""
+        return "-".join(str(getattr(settings, name)) for name in self.named_by)
+
+
+TASKS = {
+    "classify": Task("linvit.tasks:ClassificationTask", "linvit.data:ClassificationData", "linvit.cli.classify"),
+    "linearize": Task("linvit.tasks:LinearizeTask", "linvit.data:ClassificationData", "linvit.cli.classify"),
+}
+
+
+def dispatch(parser: Parser, verb: Literal["eval", "predict"], argv: Sequence[str]) -> int:
+    """Add every task's options to a parser with MODEL, parse, and do what the task of the model asks for.
+
+    Raises:
+        ValueError: The arguments are wrong, or belong to another task than the model's.
+    """
+    rooms = [importlib.import_module(name) for name in dict.fromkeys(task.commands for task in TASKS.values())]
+    options = {room.TITLE: _add(parser, room.TITLE, getattr(room, f"{verb.upper()}_OPTIONS")) for room in rooms}
+    args = parser.parse_args(argv)
+    task = task_of(args.model)
+    if task not in TASKS:
+        raise ValueError(f"{args.model} is a model for task {task!r}; there is {', '.join(TASKS)}")
+    room = importlib.import_module(TASKS[task].commands)
+    for title, actions in options.items():
+        given = [action.option_strings[0] for action in actions if getattr(args, action.dest) != action.default]
+        if given and title != room.TITLE:
+            raise ValueError(f"{given[0]} is for {title}, and {args.model} is a model for {room.TITLE}")
+    return getattr(room, f"run_{verb}")(args)
+
+
+def _add(parser: Parser, title: str, options: dict[str, dict[str, Any]]) -> list[Action]:
+    group = parser.add_argument_group(title)
+    return [group.add_argument(name, **settings) for name, settings in options.items()]

@@ -1,0 +1,48 @@
+"""Networks for dense prediction: a head of detection or segmentation on any backbone of linvit or timm.
+
+A :class:`DenseModel` says in plain values how it is built. :func:`linvit.save_model` writes that beside the weights,
+and :func:`linvit.load_model` builds it again.
+"""
+
+import importlib
+from typing import Any, ClassVar
+
+from torch import nn
+
+__all__ = ["BUILDERS", "DenseModel", "build"]
+
+BUILDERS = {"detect": "linvit.heads.detection", "segment": "linvit.heads.segmentation"}
+"""Task of a saved model: the module whose ``build(**architecture)`` makes it, imported when it is needed."""
+
+
+class DenseModel(nn.Module):
+    """A network that can be saved and built again.
+
+    Attributes:
+        task: Name of its task, a key of ``BUILDERS``.
+        architecture: The arguments of ``build`` that make this network (without weights), as JSON knows them.
+        num_classes: Number of classes.
+        pretrained_cfg: ``label_names`` (in the order of the outputs) and what it was trained to see, once known.
+    """
+
+    task: ClassVar[str]
+
+    def __init__(self, architecture: dict[str, Any]) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.num_classes = int(architecture["num_classes"])
+        self.pretrained_cfg: dict[str, Any] = {}
+
+
+def build(task: str, architecture: dict[str, Any]) -> DenseModel:
+    """Build the network of a task, without weights.
+
+    Raises:
+        ValueError: The task is unknown, or the architecture is not one of its.
+    """
+    if task not in BUILDERS:
+        raise ValueError(f"unknown task {task!r} of a saved model; there is {', '.join(BUILDERS)}")
+    try:
+        return importlib.import_module(BUILDERS[task]).build(**architecture)
+    except TypeError as error:
+        raise ValueError(f"{architecture} is no architecture for task {task!r}: {error}") from error

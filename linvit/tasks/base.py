@@ -1,0 +1,224 @@
+"""What training is, whatever the task: the optimizer and its schedule, the clock, files that could not be read."""
+
+import math
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from lightning import Callback, LightningModule
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from linvit.checks import did_you_mean, require
+from linvit.tasks.ema import WeightAverage
+
+__all__ = ["Stopwatch", "VisionTask", "some"]
+
+
+class VisionTask(LightningModule):
+    """Trains a network; a task adds the network, the loss and the validation.
+
+    A subclass sets ``model``, and logs its figures as ``val/NAME``. This class logs ``train/loss`` (mean of the epoch),
+    ``train/loss_step``, ``lr`` and ``train/images_per_second``.
+
+    Args:
+        opt: Optimizer, by timm's name.
+        lr: Highest learning rate.
+        weight_decay: Weight decay; biases, norms and what the model exempts have none.
+        layer_decay: Factor on the learning rate from each layer to the one before it; null for the same everywhere.
+        betas: Decay rates of the optimizer's moments; null for its own default.
+        eps: The optimizer's epsilon; null for its own default.
+        schedule: How the learning rate falls after the warm-up: as a cosine, as a power, or in steps at milestones.
+        power: Exponent of the poly schedule; 1 is a straight line.
+        milestones: Epochs after which the step schedule divides the learning rate by ten.
+        warmup_epochs: Epochs over which the learning rate rises; at most half of the training is used for it.
+        warmup_lr: Learning rate to start from.
+        min_lr: Learning rate to end at (cosine and poly).
+        cooldown_epochs: Epochs at the end that stay at min_lr.
+        ema_decay: Decay of a running average of the weights, which is then validated and kept; 0 for none.
+
+    Attributes:
+        figures: What a validation logs (shares from 0 to 1, and ``loss``) with its heading; the first is watched.
+        model: The network.
+        unreadable: Paths of the image files that could not be read so far.
+        stopwatch: Counts images and seconds.
+
+    Raises:
+        ValueError: An argument is outside its range.
+    """
+
+    figures: ClassVar[dict[str, str]]
+    model: nn.Module
+
+    def __init__(
+        self,
+        opt: str = "adamw",
+        lr: float = 1e-3,
+        weight_decay: float = 0.05,
+        layer_decay: float | None = None,
+        betas: tuple[float, float] | None = None,
+        eps: float | None = None,
+        schedule: Literal["cosine", "poly", "step"] = "cosine",
+        power: float = 1.0,
+        milestones: Sequence[float] = (),
+        warmup_epochs: float = 1.0,
+        warmup_lr: float = 1e-6,
+        min_lr: float = 1e-5,
+        cooldown_epochs: float = 0.0,
+        ema_decay: float = 0.0,
+    ) -> None:
+        super().__init__()
+        require(lr > 0, "lr", lr, "above 0")
+        for key, value in {"warmup_epochs": warmup_epochs, "cooldown_epochs": cooldown_epochs}.items():
+            require(value >= 0, key, value, "0 or more")
+        for key, value in {"warmup_lr": warmup_lr, "min_lr": min_lr}.items():
+            require(value >= 0, key, value, "0 or more")
+        require(power > 0, "power", power, "above 0")
+        require(0 <= ema_decay < 1, "ema_decay", ema_decay, "from 0 to below 1")
+        require(layer_decay is None or 0 < layer_decay <= 1, "layer_decay", layer_decay, "above 0, up to 1")
+        rising = all(before < after for before, after in zip([0, *milestones], milestones, strict=False))
+        require(rising, "milestones", milestones, "rising epochs above 0")
+        require(schedule != "step" or bool(milestones), "milestones", milestones, "given where schedule is step")
+        if opt.lower().removeprefix("lookahead_") not in list_optimizers():
+            raise ValueError(f"unknown opt {opt!r}{did_you_mean(opt, map(str, list_optimizers()))}")
+        self.save_hyperparameters(logger=False)
+        self.unreadable: dict[str, None] = {}
+        self.stopwatch = Stopwatch()
+
+    def rank(self, figures: dict[str, float]) -> tuple[float, ...]:
+        """Return how good figures are: by the watched one, then by a lower loss."""
+        watched, loss = figures[next(iter(self.figures))], figures.get("loss", 0.0)
+        return watched, -loss if math.isfinite(loss) else -math.inf
+
+    def draw(self, folder: Path, classes: list[str]) -> None:
+        """Draw pictures of the last validation into a run folder; by default none."""
+
+    # Training
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Average the weights if asked to."""
+        return [WeightAverage(self.hparams["ema_decay"])] if self.hparams["ema_decay"] else []
+
+    def configure_optimizers(self) -> Optimizer:
+        """Build the optimizer, and the schedule that sets its learning rates before each update."""
+        hp: Any = self.hparams
+        given = {key: hp[key] for key in ("betas", "eps") if hp[key] is not None}
+        optimizer = create_optimizer_v2(
+            self.model, hp.opt, lr=hp.lr, weight_decay=hp.weight_decay, layer_decay=hp.layer_decay, **given
+        )
+        self.trainer.fit_loop.setup_data()  # or else the number of batches is unknown where only max_steps is set
+        if self.trainer.estimated_stepping_batches in (-1, math.inf):
+            raise ValueError("the schedule needs an end: set trainer.max_epochs or trainer.max_steps")
+        updates = int(self.trainer.estimated_stepping_batches)
+        batches = min(self.trainer.num_training_batches, updates * self.trainer.accumulate_grad_batches)
+        updates_per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches)
+        cooldown = min(round(hp.cooldown_epochs * updates_per_epoch), updates - 1)
+        self.schedule, _ = create_scheduler_v2(
+            optimizer,
+            sched={"step": "multistep"}.get(hp.schedule, hp.schedule),
+            decay_milestones=[round(epoch * updates_per_epoch) + 1 for epoch in hp.milestones],  # timm looks one ahead
+            decay_rate={"step": 0.1, "poly": hp.power}.get(hp.schedule, 1.0),  # timm's name for both
+            num_epochs=updates - cooldown,
+            warmup_epochs=min(round(hp.warmup_epochs * updates_per_epoch), updates // 2),
+            warmup_lr=hp.warmup_lr,
+            min_lr=hp.min_lr,
+            step_on_epochs=False,
+            updates_per_epoch=1,
+        )
+        return optimizer
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set the learning rates: a function of the update alone, so a resumed run follows its own settings."""
+        self.schedule.step_update(self.global_step)
+
+    def log_training(self, loss: Tensor, size: int) -> None:
+        """Log the loss of a batch of ``size`` images, and count them."""
+        self.stopwatch.images += size * self.trainer.world_size
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+        self.log("train/loss_step", loss, prog_bar=True, batch_size=size)
+        self.log("lr", self._lr(), batch_size=size)
+
+    def _lr(self) -> float:
+        return max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
+
+    # Hooks that time the training, without the validation in between
+
+    def on_train_start(self) -> None:
+        """Start the clock; an epoch that is resumed in its middle has no start of its own."""
+        self.stopwatch.start_lap()
+
+    def on_train_epoch_start(self) -> None:
+        """Start the clock."""
+        self.stopwatch.start_lap()
+
+    def on_validation_start(self) -> None:
+        """Stop the clock for the validation."""
+        self.stopwatch.stop()
+
+    def on_validation_end(self) -> None:
+        """Let the clock go on."""
+        self.stopwatch.start()
+
+    def on_train_epoch_end(self) -> None:
+        """Log what is known at the end of an epoch only."""
+        self.stopwatch.stop()
+        self.log("train/images_per_second", self.stopwatch.lap_rate)
+        self.log("lr", self._lr())
+
+    def on_fit_end(self) -> None:
+        """Report the image files that could not be read."""
+        if self.unreadable:
+            count = len(self.unreadable)
+            warnings.warn(
+                f"{count} image {'file' if count == 1 else 'files'} could not be read: {some(self.unreadable)}",
+                stacklevel=2,
+            )
+
+
+class Stopwatch:
+    """Counts images and the seconds that went into training on them.
+
+    Attributes:
+        images: Images so far.
+    """
+
+    def __init__(self) -> None:
+        self.images = 0
+        self._seconds = 0.0
+        self._started: float | None = None
+        self._lap = (0, 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return self._seconds + (time.perf_counter() - self._started if self._started is not None else 0.0)
+
+    @property
+    def lap_rate(self) -> float:
+        """Images per second since the lap began."""
+        images, seconds = self._lap
+        return (self.images - images) / max(self.seconds - seconds, 1e-9)
+
+    def start(self) -> None:
+        """Let the time run from now on."""
+        self.stop()
+        self._started = time.perf_counter()
+
+    def stop(self) -> None:
+        """Let the time stand still."""
+        self._seconds, self._started = self.seconds, None
+
+    def start_lap(self) -> None:
+        """Begin a lap now."""
+        self.start()
+        self._lap = self.images, self.seconds
+
+
+def some(paths: dict[str, None], most: int = 3) -> str:
+    """Name the first few."""
+    names = ", ".join(list(paths)[:most])
+    return f"{names}, ..." if len(paths) > most else names
