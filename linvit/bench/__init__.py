@@ -1,5 +1,6 @@
-"""Measure speed honestly: sides of a comparison take turns in one run, and medians are quoted."""
+"""Measure speed and memory honestly: sides of a comparison take turns in one run, and medians are quoted."""
 
+from linvit.bench.memory import peak_memory
 from linvit.bench.timing import median, take_turns
 
-__all__ = ["median", "take_turns"]
+__all__ = ["median", "peak_memory", "take_turns"]
