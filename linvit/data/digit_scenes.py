@@ -1,4 +1,4 @@
-"""Digit scenes: handwritten digits on canvases, with boxes, masks and classes. Detection and segmentation try out on it.
+"""Digit scenes: handwritten digits on canvases, with boxes, masks and classes, to detect and segment.
 
 The digits are those of MNIST-5k (:class:`linvit.data.Mnist5k`), so nothing is downloaded. Scene ``i`` is the same at
 every visit, on every machine.
