@@ -82,18 +82,54 @@ def _focused_linear_attention(
     # Focus is homogeneous: only the ratios of the gains enter the power, their size waits in a factor of each row.
     size = gain.detach().amax()
     gain = gain / size
+    if not torch.jit.is_scripting():
+        rows = _CHUNK // (v.shape[0] * v.shape[2])
+        if v.device.type == "cpu" and 0 < rows < max(q.shape[1], k.shape[1]) and _is_eager_inference():
+            context, k_mean = torch.zeros((), dtype=acc), torch.zeros((), dtype=acc)
+            for k_part, v_part in zip(k.split(rows, dim=1), v.split(rows, dim=1), strict=True):
+                part = _summarise(k_part, v_part, gain, size / k.shape[1], num_heads, power, eps)
+                context, k_mean = part[0] + context, part[1] + k_mean
+            out = v.new_empty(q.shape)
+            for q_part, out_part in zip(q.split(rows, dim=1), out.split(rows, dim=1), strict=True):
+                out_part.copy_(_look_up(q_part, context, k_mean, gain, size, power, eps))
+            return out
+    context, k_mean = _summarise(k, v, gain, size / k.shape[1], num_heads, power, eps)
+    return _look_up(q, context, k_mean, gain, size, power, eps).to(v.dtype)
 
-    k, k_factor = _focus(k.to(acc), gain, power, eps)
-    k = _split_heads(k * (k_factor * (size / k.shape[1])), num_heads)
-    context = k.transpose(-2, -1) @ _split_heads(v.to(acc), num_heads)  # [B, h, d, d]
-    k_mean = k.sum(dim=-2).unsqueeze(-1)  # [B, h, d, 1]
 
+_CHUNK = 2**18
+"""Entries of the chunks that eager inference on the CPU works in: what lies between the passes stays in its cache."""
+
+
+def _is_eager_inference() -> bool:
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
+
+
+def _summarise(
+    k: torch.Tensor, v: torch.Tensor, gain: torch.Tensor, weight: torch.Tensor, num_heads: int, power: float, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ``sum_j k_j v_j^T [B, h, d, d]`` and ``sum_j k_j [B, h, d, 1]`` of the focused keys times ``weight``."""
+    k, factor = _focus(k.to(gain.dtype), gain, power, eps)
+    k = _split_heads(k * (factor * weight), num_heads)
+    return k.transpose(-2, -1) @ _split_heads(v.to(gain.dtype), num_heads), k.sum(dim=-2).unsqueeze(-1)
+
+
+def _look_up(
+    q: torch.Tensor,
+    context: torch.Tensor,
+    k_mean: torch.Tensor,
+    gain: torch.Tensor,
+    size: torch.Tensor,
+    power: float,
+    eps: float,
+) -> torch.Tensor:
+    """Return what the focused queries read from the keys' summary."""
     # A factor of a query cancels in the quotient, but for epsilon: dividing that one saves a pass over the queries.
-    q, q_factor = _focus(q.to(acc), gain, power, eps)
-    q = _split_heads(q, num_heads)
-    normaliser = q @ k_mean + (eps / (q_factor * size)).unsqueeze(1)
+    q, factor = _focus(q.to(gain.dtype), gain, power, eps)
+    q = _split_heads(q, context.shape[1])
+    normaliser = q @ k_mean + (eps / (factor * size)).unsqueeze(1)
     # A product with the reciprocal has a shorter backward pass than a quotient.
-    return _merge_heads(q @ context * normaliser.reciprocal()).to(v.dtype)
+    return _merge_heads(q @ context * normaliser.reciprocal())
 
 
 def _focus(x: torch.Tensor, gain: torch.Tensor, power: float, eps: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -84,3 +84,16 @@ def test_autocast_does_not_lower_the_precision(dtype):
     expected = focused_linear_attention(*tensors, 3)
     with torch.autocast("cpu", dtype):
         assert torch.equal(focused_linear_attention(*tensors, 3), expected)
+
+
+@pytest.mark.parametrize(("n", "m"), [(3000, 2999), (5, 3000), (3000, 5)])
+def test_inference_in_chunks_equals_the_whole(n, m):
+    """More tokens than one chunk takes, in float64 and with fewer of one side than of the other."""
+    q, k, v, scale = inputs(n, m, channels=48)
+    whole = focused_linear_attention(q.requires_grad_(), k, v, scale, 3).detach()
+    with torch.no_grad():
+        chunked = focused_linear_attention(q, k, v, scale, 3)
+        half = focused_linear_attention(q.half(), k.half(), v.half(), scale.half(), 3)
+    assert half.dtype == torch.float16
+    torch.testing.assert_close(chunked, whole, rtol=1e-11, atol=1e-14)
+    torch.testing.assert_close(half.double(), whole, rtol=0, atol=0.02)
