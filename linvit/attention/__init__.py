@@ -3,14 +3,17 @@
 from linvit.attention._common import TokenAttention
 from linvit.attention.care import CareTokenMixer, DualInteraction
 from linvit.attention.focused import FocusedLinearAttention
+from linvit.attention.key_only import INTERACTIONS, KeyOnlyAttention
 from linvit.attention.linear import LinearAttention
 from linvit.attention.softmax import SoftmaxAttention
 from linvit.attention.window import StripeAttention, WindowAttention
 
 __all__ = [
+    "INTERACTIONS",
     "CareTokenMixer",
     "DualInteraction",
     "FocusedLinearAttention",
+    "KeyOnlyAttention",
     "LinearAttention",
     "SoftmaxAttention",
     "StripeAttention",

@@ -21,6 +21,8 @@ class TokenAttention(nn.Module):
         qkv_bias: Give the input projection a bias.
         proj_drop: Dropout rate after the output projection.
         num_prefix_tokens: Tokens before the grid; they attend and are attended to.
+        num_projections: What ``qkv`` makes of each token, C channels each: 3 for queries, keys and values; 2 for
+            a mechanism without queries, whose ``qkv`` has the rows of keys and values alone.
 
     Raises:
         ValueError: ``dim`` is not a multiple of ``num_heads``.
@@ -36,6 +38,7 @@ class TokenAttention(nn.Module):
         qkv_bias: bool = True,
         proj_drop: float = 0.0,
         num_prefix_tokens: int = 0,
+        num_projections: int = 3,
         device=None,
         dtype=None,
     ):
@@ -45,7 +48,7 @@ class TokenAttention(nn.Module):
         self.grid_size = list(to_2tuple(grid_size))
         self.num_heads = num_heads
         self.num_prefix_tokens = num_prefix_tokens
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
+        self.qkv = nn.Linear(dim, num_projections * dim, bias=qkv_bias, device=device, dtype=dtype)
         self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
         for linear in (self.qkv, self.proj):

@@ -1,0 +1,180 @@
+"""Key-only attention: no query meets a key; the keys alone say how much each token counts.
+
+With a learned vector ``u`` per head, keys ``k_j`` and values ``v_j``::
+
+    s_j = u . k_j                         saliency
+    c   = sum_j softmax(s)_j v_j          the global context, one for all tokens
+    l_i = sum_j softmax(s over n(i))_j v_j  the local context, n(i) being the k x k neighbourhood of token i
+
+Linvit's reading of what Li and Liu, "Rethinking Query-Key Pairwise Interactions in Vision Transformers" (2022,
+https://arxiv.org/abs/2207.00188) states in its abstract; saliency is the key-content term of Zhu et al., "An Empirical
+Study of Spatial Attention Mechanisms in Deep Networks" (ICCV 2019). Time and memory are linear in the tokens.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from linvit.ops._precision import accumulation_dtype
+
+__all__ = [
+    "global_context",
+    "global_context_reference",
+    "key_saliency",
+    "key_saliency_reference",
+    "local_context",
+    "local_context_reference",
+    "modulate",
+]
+
+
+def key_saliency_reference(
+    x: torch.Tensor, key_weight: torch.Tensor, key_bias: torch.Tensor | None, u: torch.Tensor, num_heads: int
+) -> torch.Tensor:
+    """The formula: keys, then their product with ``u``; ``key_bias`` moves all saliencies of a head alike."""
+    k = F.linear(x, key_weight, key_bias)
+    return (k * u).reshape(x.shape[0], x.shape[1], num_heads, -1).sum(dim=-1)
+
+
+def key_saliency(x: torch.Tensor, key_weight: torch.Tensor, u: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Return ``u . (W_k x)`` without computing a key: as ``(u W_k) x``, h numbers a token instead of C.
+
+    Computed in at least float32, under autocast too. A bias of the keys would add the same to all saliencies of
+    a head, which no softmax over tokens sees; it is left out.
+
+    Args:
+        x: Tokens ``[B, N, C]``.
+        key_weight: ``W_k``, ``[C, C]``.
+        u: ``[C]``, the heads' vectors one after the other.
+        num_heads: Heads h; each takes a contiguous block of ``C / h`` keys' channels.
+
+    Returns:
+        ``[B, N, h]`` in at least float32.
+    """
+    if not torch.jit.is_scripting():
+        device = x.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):  # it would take the product back to half precision
+                return _key_saliency(x, key_weight, u, num_heads)
+    return _key_saliency(x, key_weight, u, num_heads)
+
+
+def _key_saliency(x: torch.Tensor, key_weight: torch.Tensor, u: torch.Tensor, num_heads: int) -> torch.Tensor:
+    acc = accumulation_dtype(x)
+    weight = (u.to(acc).unsqueeze(1) * key_weight.to(acc)).reshape(num_heads, -1, x.shape[2]).sum(dim=1)
+    return F.linear(x.to(acc), weight)
+
+
+def global_context_reference(saliency: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """The formula, head by head."""
+    weights = saliency.exp() / saliency.exp().sum(dim=1, keepdim=True)
+    heads = v.chunk(saliency.shape[2], dim=2)
+    contexts = [(weights[:, :, i : i + 1] * head).sum(dim=1, keepdim=True) for i, head in enumerate(heads)]
+    return torch.cat(contexts, dim=2)
+
+
+def global_context(saliency: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Average the values of all tokens, weighted by ``softmax(saliency)`` over the tokens.
+
+    The softmax subtracts the largest saliency, and sums accumulate in at least float32: finite for every finite
+    input and any number of tokens.
+
+    Args:
+        saliency: ``[B, N, h]``.
+        v: Values ``[B, N, C]``; each head takes a contiguous block of channels.
+
+    Returns:
+        ``[B, 1, C]`` in the type of ``v``.
+
+    Raises:
+        ValueError: The shapes do not fit together.
+    """
+    if not torch.jit.is_scripting():
+        _check_shapes("global_context", saliency, v)
+    B, N, C = v.shape
+    acc = accumulation_dtype(v)
+    weights = saliency.to(acc).softmax(dim=1).unsqueeze(-1)
+    return (weights * v.to(acc).reshape(B, N, saliency.shape[2], -1)).sum(dim=1).reshape(B, 1, C).to(v.dtype)
+
+
+def local_context_reference(
+    saliency: torch.Tensor, v: torch.Tensor, grid_size: list[int], kernel_size: int
+) -> torch.Tensor:
+    """The formula with the ``N x N`` weights of each head written out, zero outside the neighbourhoods; quadratic."""
+    rows = torch.arange(grid_size[0]).repeat_interleave(grid_size[1])
+    cols = torch.arange(grid_size[1]).repeat(grid_size[0])
+    reach = kernel_size // 2
+    near = ((rows[:, None] - rows).abs() <= reach) & ((cols[:, None] - cols).abs() <= reach)
+    logits = saliency.transpose(1, 2).unsqueeze(2).masked_fill(~near, -torch.inf)  # [B, h, N, N]
+    heads = v.unflatten(2, (saliency.shape[2], -1)).transpose(1, 2)
+    return (logits.softmax(dim=-1) @ heads).transpose(1, 2).flatten(2)
+
+
+def local_context(saliency: torch.Tensor, v: torch.Tensor, grid_size: list[int], kernel_size: int) -> torch.Tensor:
+    """Average the values in the neighbourhood of each token, weighted by the softmax of the saliencies in it.
+
+    Computed in at least float32, under autocast too. Finite and accurate for every finite input: each neighbourhood
+    has its own maximum.
+
+    Args:
+        saliency: ``[B, H W, h]``.
+        v: Values ``[B, H W, C]``; each head takes a contiguous block of channels.
+        grid_size: H and W.
+        kernel_size: Side of the neighbourhood, odd. At the border it is cut off.
+
+    Returns:
+        ``[B, H W, C]`` in the type of ``v``.
+
+    Raises:
+        ValueError: The shapes do not fit together or to the grid.
+    """
+    if not torch.jit.is_scripting():
+        _check_shapes("local_context", saliency, v)
+        if v.shape[1] != grid_size[0] * grid_size[1]:
+            raise ValueError(f"got {v.shape[1]} tokens for a grid of {grid_size[0]} x {grid_size[1]}")
+    # Pooling exp(s - m) v and exp(s - m) needs one m for the whole map, and wherever all saliencies lie 104 below it
+    # (87 without subnormals) both pools are 0 in float32. So every neighbourhood carries its own m: a triple (m, sum of
+    # exp(s - m) v, sum of exp(s - m)) stands for a set of tokens, and the triples of disjoint sets add up to the one of
+    # their union. First along rows, then along columns: 2k terms instead of k x k, exact for any spread.
+    B, N, C = v.shape
+    H, W, h = grid_size[0], grid_size[1], saliency.shape[2]
+    acc = accumulation_dtype(v)
+    top = saliency.to(acc).reshape(B, H, W, h)
+    values = v.to(acc).reshape(B, H, W, h, C // h)
+    mass = torch.cat((values, torch.ones_like(values[..., :1])), dim=-1)
+    top, mass = _unite(top, mass, 2, kernel_size)
+    top, mass = _unite(top, mass, 1, kernel_size)
+    return (mass[..., :-1] / mass[..., -1:]).reshape(B, N, C).to(v.dtype)
+
+
+def _unite(top: torch.Tensor, mass: torch.Tensor, dim: int, kernel_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unite the ``kernel_size`` neighbouring sets along an axis: ``top [B, H, W, h]``, ``mass [B, H, W, h, d + 1]``."""
+    size = top.shape[dim]
+    sides = [kernel_size // 2, kernel_size // 2]
+    top = F.pad(top, [0, 0] * (3 - dim) + sides, value=float("-inf"))  # sets without tokens
+    mass = F.pad(mass, [0, 0] * (4 - dim) + sides)
+    # The result does not depend on the maximum, so no gradient goes through it.
+    united = top.detach().narrow(dim, 0, size)
+    for shift in range(1, kernel_size):
+        united = torch.maximum(united, top.detach().narrow(dim, shift, size))
+    total = torch.zeros_like(mass.narrow(dim, 0, size))
+    for shift in range(kernel_size):
+        weight = torch.exp(top.narrow(dim, shift, size) - united).unsqueeze(-1)
+        total = torch.addcmul(total, weight, mass.narrow(dim, shift, size))
+    return united, total
+
+
+def modulate(v: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    """Return ``v * context``, broadcast, in the type of ``v``; float16 saturates at its largest number, 65,504."""
+    product = v.to(accumulation_dtype(v)) * context
+    if v.dtype == torch.float16:
+        product = product.clamp(-65504.0, 65504.0)
+    return product.to(v.dtype)
+
+
+def _check_shapes(name: str, saliency: torch.Tensor, v: torch.Tensor) -> None:
+    fits = saliency.ndim == v.ndim == 3 and saliency.shape[:2] == v.shape[:2] and v.shape[2] % saliency.shape[2] == 0
+    if not fits:
+        raise ValueError(
+            f"{name} takes saliency [B, N, h] and v [B, N, C] with C a multiple of h, "
+            f"got saliency {list(saliency.shape)} and v {list(v.shape)}"
+        )
