@@ -8,8 +8,9 @@ from linvit.models.flatten_deit import FlattenDeit
 from linvit.models.flatten_pvt import FlattenPvt
 from linvit.models.flatten_pvt_v2 import FlattenPvtV2
 from linvit.models.flatten_swin import FlattenSwin
+from linvit.models.linglo import Linglo
 
-__all__ = ["Care", "FlattenCswin", "FlattenDeit", "FlattenPvt", "FlattenPvtV2", "FlattenSwin", "list_models"]
+__all__ = ["Care", "FlattenCswin", "FlattenDeit", "FlattenPvt", "FlattenPvtV2", "FlattenSwin", "Linglo", "list_models"]
 
 
 def list_models(filter: str = "*") -> list[str]:

@@ -1,5 +1,6 @@
-"""What the pyramids written here (PVT, CSwin) share: blocks, stages, and timm's interface around them."""
+"""What the pyramids written here (PVT, CSwin, LinGlo) share: blocks, stages, and timm's interface around them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,13 +9,14 @@ from timm.layers import DropPath, Mlp, get_device_dtype, trunc_normal_
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
+from timm.models.pvt_v2 import MlpWithDepthwiseConv
 from torch import nn
 
 from linvit.attention import TokenAttention
 from linvit.models._tables import stage_grids
 from linvit.ops import positions_on_grid, resize_positions
 
-__all__ = ["Block", "ConvEmbed", "Pyramid", "Stage", "check_pool", "init_linear"]
+__all__ = ["Block", "ChannelsLastMlp", "ConvEmbed", "Pyramid", "Stage", "check_pool", "init_linear"]
 
 torch.fx.wrap("positions_on_grid")
 
@@ -79,6 +81,17 @@ class Block(nn.Module):
         return x.reshape(B, H, W, C)
 
 
+class ChannelsLastMlp(MlpWithDepthwiseConv):
+    """timm's MLP with a depthwise convolution, whose map PyTorch knows for channels last at batch size 1, too."""
+
+    def forward(self, x: torch.Tensor, feat_size: list[int]) -> torch.Tensor:
+        """Map tokens ``[B, H W, C]`` to the same shape."""
+        B, N, _ = x.shape
+        x = self.fc1(x).reshape(B, feat_size[0], feat_size[1], -1).permute(0, 3, 1, 2)
+        x = self.dwconv(x).permute(0, 2, 3, 1).reshape(B, N, -1)
+        return self.drop(self.fc2(self.drop(self.act(x))))
+
+
 class ConvEmbed(nn.Module):
     """Strided convolution, then LayerNorm: ``[B, C, H, W]`` to ``[B, ceil(H / stride), ceil(W / stride), C']``.
 
@@ -104,7 +117,7 @@ class Stage(nn.Module):
 
     Args:
         downsample: The embedding, which returns a map ``[B, H', W', C']``.
-        blocks: Modules on such maps.
+        blocks: Modules on such maps that have ``set_grid_size``.
         grid_size: Height and width of the native map.
         position_dim: Channels C' of a learned position embedding; None leaves it out.
     """
@@ -112,7 +125,7 @@ class Stage(nn.Module):
     def __init__(
         self,
         downsample: nn.Module,
-        blocks: list[Block],
+        blocks: Sequence[nn.Module],
         grid_size: list[int],
         position_dim: int | None = None,
         device=None,

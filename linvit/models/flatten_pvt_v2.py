@@ -9,26 +9,16 @@ from typing import Any
 import torch
 from timm.models import generate_default_cfgs, register_model
 from timm.models._input import update_model_input_size
-from timm.models.pvt_v2 import MlpWithDepthwiseConv, PyramidVisionTransformerV2
+from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from torch import nn
 
 from linvit.attention import FocusedLinearAttention
 from linvit.models._builder import build_model
 from linvit.models._flatten import FEATURES, cfg, fuse_qkv, published_url, rename
+from linvit.models._pyramid import ChannelsLastMlp
 from linvit.models._tables import resize_tables, stage_grids
 
 __all__ = ["FlattenPvtV2", "checkpoint_filter_fn"]
-
-
-class ChannelsLastMlp(MlpWithDepthwiseConv):
-    """timm's MLP with a depthwise convolution, whose map PyTorch knows for channels last at batch size 1, too."""
-
-    def forward(self, x: torch.Tensor, feat_size: list[int]) -> torch.Tensor:
-        """Map tokens ``[B, H W, C]`` to the same shape."""
-        B, N, _ = x.shape
-        x = self.fc1(x).reshape(B, feat_size[0], feat_size[1], -1).permute(0, 3, 1, 2)
-        x = self.dwconv(x).permute(0, 2, 3, 1).reshape(B, N, -1)
-        return self.drop(self.fc2(self.drop(self.act(x))))
 
 
 class FlattenPvtV2(PyramidVisionTransformerV2):
