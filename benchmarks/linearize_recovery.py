@@ -15,21 +15,15 @@ the seeds. The output file is written after every run, and runs that it already 
 """
 
 import argparse
-import json
-import logging
-import statistics
-import warnings
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
-from lightning import Callback, LightningModule, Trainer, seed_everything
+from _curves import Curve, mean_and_deviation, open_record, quiet_trainer, save_record
+from lightning import Trainer, seed_everything
 from torch.utils.data import Subset
 
 from linvit.checkpoints import load_model
 from linvit.data import ClassificationData
-from linvit.files import atomic_write
 from linvit.linearize import MECHANISMS
 from linvit.tasks.linearize import LinearizeTask
 
@@ -40,34 +34,13 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 
 
-class Curve(Callback):
-    """Notes top-1 after each validation."""
-
-    def __init__(self) -> None:
-        self.steps: list[int] = []
-        self.top1: list[float] = []
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.steps.append(trainer.global_step)
-        self.top1.append(float(trainer.callback_metrics["val/top1"]))
-
-
 def trainer(args: argparse.Namespace, curve: Curve) -> Trainer:
-    return Trainer(
-        accelerator=args.device,
-        devices=1,
-        precision=args.precision,
-        max_epochs=args.epochs,
+    return quiet_trainer(
+        args,
+        curve,
         val_check_interval=1 / args.checks_per_epoch,
         limit_train_batches=args.train_batches,
-        gradient_clip_val=1.0,
-        num_sanity_val_steps=0,
         inference_mode=False,  # metrics reset in it could not be used in the training that follows
-        callbacks=[curve],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )
 
 
@@ -123,8 +96,7 @@ def table(record: dict[str, Any]) -> str:
         cells = []
         for runs in record["runs"].values():
             found = [one["top1"][one["steps"].index(step)] for one in runs.values() if step in one["steps"]]
-            spread = f" ± {statistics.stdev(found):.2%}" if len(found) > 1 else ""
-            cells.append(f"{statistics.mean(found):.2%}{spread}" if found else "-")
+            cells.append(mean_and_deviation(found))
         lines.append(f"{step:>8}" + "".join(f"{cell:>18}" for cell in cells))
     return "\n".join(lines)
 
@@ -154,18 +126,8 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    warnings.filterwarnings("ignore", module="lightning")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    settings = {name: value for name, value in vars(args).items() if name not in ("seeds", "arms", "out", "workers")}
-    settings = json.loads(json.dumps(settings, default=str))
-    versions = {"torch": torch.__version__, "timm": timm.__version__, "threads": torch.get_num_threads()}
-    record: dict[str, Any] = {"settings": settings, "versions": versions, "original_top1": None, "runs": {}}
-    if args.out and args.out.is_file():
-        before = json.loads(args.out.read_text())
-        if before["settings"] != settings:
-            raise SystemExit(f"{args.out} holds runs with other settings: give another --out")
-        record = before
-    if record["original_top1"] is None:
+    record = open_record(args.out, args, {"seeds", "arms", "out", "workers"})
+    if "original_top1" not in record:
         record["original_top1"] = original_top1(args)
     for seed in args.seeds:
         for arm in args.arms:
@@ -174,9 +136,7 @@ def main() -> None:
                 continue
             runs[str(seed)] = run(args, arm, seed)
             print(f"seed {seed}, {arm}: {runs[str(seed)]['top1'][-1]:.2%}", flush=True)
-            if args.out:
-                with atomic_write(args.out) as temporary:
-                    temporary.write_text(json.dumps(record, indent=1))
+            save_record(args.out, record)
     print(table(record))
 
 
