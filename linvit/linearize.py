@@ -18,7 +18,13 @@ from timm.models.swin_transformer import WindowAttention as SwinAttention
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from linvit.attention import FocusedLinearAttention, LinearAttention, SoftmaxAttention, TokenAttention
+from linvit.attention import (
+    FocusedLinearAttention,
+    KeyOnlyAttention,
+    LinearAttention,
+    SoftmaxAttention,
+    TokenAttention,
+)
 from linvit.models._pyramid import Block, init_linear
 from linvit.models._tables import stage_grids
 
@@ -30,6 +36,8 @@ MECHANISMS: dict[str, Callable[..., TokenAttention]] = {
     "focused": FocusedLinearAttention,
     "linear": partial(LinearAttention, feature_map="elu"),
     "relu": partial(LinearAttention, feature_map="relu"),
+    # Averages of values, as the kept projections know them from softmax; products with a context are new to them.
+    "key_only": partial(KeyOnlyAttention, interaction="local_global"),
     "softmax": SoftmaxAttention,
 }
 """What :func:`linearize` can put in, by name. Softmax is there to compare with: all tokens attend to all."""
@@ -81,7 +89,8 @@ def linearize(
 
     Args:
         model: A ViT, DeiT or DeiT-III (timm's ``VisionTransformer``), PVTv2 or Swin, made by timm.
-        attention: "focused" (FLatten), "linear" (elu + 1), "relu", or "softmax" to compare with.
+        attention: "focused" (FLatten), "linear" (elu + 1), "relu", "key_only" (a reading of LinGlo, which keeps the
+            projections of keys, values and output and drops that of the queries), or "softmax" to compare with.
         stages: Which stages to replace, or which blocks of a model without stages, counted from 0; None for all.
             FLatten replaces the stages 0 and 1 of Swin.
         copy_weights: Keep the projections' weights; False draws new ones.
@@ -191,6 +200,7 @@ def _replace(model: Any, kind: type[nn.Module], chosen: list[tuple[_Site, str]],
     rows = list(_replacements(model))
     for site, attention in chosen:
         old: Any = site.block.attn
+        new = _convert(old, attention, site.grid_size, getattr(model, "num_prefix_tokens", 0), copy_weights)
         rows.append(
             Replacement(
                 site.attn_name,
@@ -199,10 +209,9 @@ def _replace(model: Any, kind: type[nn.Module], chosen: list[tuple[_Site, str]],
                 attention,
                 old.proj.in_features,
                 old.num_heads,
-                ", ".join(_dropped(site.block)),
+                ", ".join(_dropped(site.block, new)),
             )
         )
-        new = _convert(old, attention, site.grid_size, getattr(model, "num_prefix_tokens", 0), copy_weights)
         if grid is not None:
             new.register_forward_pre_hook(grid.pass_on, with_kwargs=True)
         if kind is SwinAttention:
@@ -233,8 +242,10 @@ def _check_site(site: _Site, kind: type[nn.Module]) -> None:
         raise ValueError(f"cannot replace {site.attn_name}: a {kind.__name__} with {what} has no linear counterpart")
 
 
-def _dropped(block: Any) -> Iterator[str]:
+def _dropped(block: Any, new: TokenAttention) -> Iterator[str]:
     attn = block.attn
+    if new.qkv.out_features == 2 * new.qkv.in_features:
+        yield "queries"
     if getattr(attn, "pool", None) is not None:
         yield "pooling of keys and values"
     elif getattr(attn, "sr", None) is not None:
@@ -257,7 +268,8 @@ def _convert(old: Any, attention: str, grid_size: list[int], prefix: int, copy_w
         device=weight.device,
         dtype=weight.dtype,
     )
-    new.qkv = old.qkv if hasattr(old, "qkv") else _join(old.q, old.kv)
+    qkv = old.qkv if hasattr(old, "qkv") else _join(old.q, old.kv)
+    new.qkv = qkv if new.qkv.out_features == qkv.out_features else _last_rows(qkv, new.qkv.out_features)
     new.proj, new.proj_drop = old.proj, old.proj_drop
     if not copy_weights:
         init_linear(new.qkv)
@@ -275,6 +287,16 @@ def _join(q: nn.Linear, kv: nn.Linear) -> nn.Linear:
     if q.bias is not None:
         joined.bias.copy_(torch.cat((q.bias, kv.bias)))
     return joined
+
+
+@torch.no_grad()
+def _last_rows(qkv: nn.Linear, rows: int) -> nn.Linear:
+    """Take what makes keys and values, which come last, for a mechanism without queries."""
+    part = nn.Linear(qkv.in_features, rows, qkv.bias is not None, device=qkv.weight.device, dtype=qkv.weight.dtype)
+    part.weight.copy_(qkv.weight[-rows:])
+    if qkv.bias is not None:
+        part.bias.copy_(qkv.bias[-rows:])
+    return part
 
 
 class _Grid:

@@ -93,7 +93,7 @@ def test_softmax_put_in_reproduces_the_original(host):
 
 
 @every_host
-@pytest.mark.parametrize("attention", ["focused", "linear", "relu"])
+@pytest.mark.parametrize("attention", ["focused", "linear", "relu", "key_only"])
 def test_outputs_change_through_the_attention_alone(host, attention):
     """With the original's attention outputs put in the place of the new ones, the logits are the original's."""
     model, x = create(host), images(host)
@@ -135,6 +135,27 @@ def test_weights_are_kept(host):
             for part in ("weight", "bias"):
                 joined = torch.cat([before[f"{prefix}q.{part}"], before[f"{prefix}kv.{part}"]])
                 torch.testing.assert_close(converted[f"{prefix}qkv.{part}"], joined, rtol=0, atol=0)
+
+
+@every_host
+def test_key_only_keeps_keys_values_and_output(host):
+    model = create(host)
+    before = model.state_dict()
+    converted = linvit.linearize(copy.deepcopy(model), "key_only")
+    after = converted.state_dict()
+    assert attentions(converted)
+    for name, attn in attentions(converted).items():
+        for part in ("weight", "bias"):
+            kept = (
+                before[f"{name}.kv.{part}"]
+                if "pvt" in host
+                else before[f"{name}.qkv.{part}"][-2 * attn.proj.in_features :]
+            )
+            torch.testing.assert_close(after[f"{name}.qkv.{part}"], kept, rtol=0, atol=0)
+            torch.testing.assert_close(after[f"{name}.proj.{part}"], before[f"{name}.proj.{part}"], rtol=0, atol=0)
+    assert all(row.dropped.startswith("queries") for row in converted.linearized)
+    with torch.no_grad():
+        assert converted(images(host)).isfinite().all()
 
 
 def test_new_weights_on_request():
@@ -202,9 +223,10 @@ def test_other_native_size_after_the_conversion(host, tmp_path):
     assert relative_error(linvit.load_model(tmp_path).double()(x), model(x)) < 1e-12
 
 
-def test_every_parameter_learns():
+@pytest.mark.parametrize("attention", ["focused", "key_only"])
+def test_every_parameter_learns(attention):
     for host in HOSTS:
-        model = linvit.linearize(create(host)).train()
+        model = linvit.linearize(create(host), attention).train()
         model(images(host)).square().sum().backward()
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None, (host, name)
@@ -300,7 +322,7 @@ def test_new_mechanism_takes_one_line(monkeypatch):
 @pytest.mark.parametrize("host", [host for host in HOSTS if host != "res_post"])
 def test_saved_model_is_loaded_as_converted(host, tmp_path):
     model, x = linvit.linearize(create(host), stages=[0]), images(host)
-    linvit.linearize(model, "linear", stages=[1])
+    linvit.linearize(model, "key_only" if host in ("vit", "swin") else "linear", stages=[1])
     for name, parameter in model.named_parameters():
         if name.endswith(("positional_encoding", "scale")):
             nn.init.normal_(parameter)
