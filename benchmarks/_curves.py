@@ -1,4 +1,4 @@
-"""What the benchmarks that train share: quiet trainers, top-1 by update, records that survive a stop."""
+"""What the benchmarks that train share: quiet trainers, top-1 by update, records that survive a stop, a chart."""
 
 import json
 import logging
@@ -11,6 +11,9 @@ from typing import Any
 import timm
 import torch
 from lightning import Callback, LightningModule, Trainer
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from linvit.files import atomic_write
 
@@ -75,3 +78,30 @@ def mean_and_deviation(shares: list[float]) -> str:
     """Return ``mean ± standard deviation`` of shares in per cent, the mean alone of one, and - of none."""
     spread = f" ± {statistics.stdev(shares):.2%}" if len(shares) > 1 else ""
     return f"{statistics.mean(shares):.2%}{spread}" if shares else "-"
+
+
+def draw_curves(runs: dict[str, dict[str, dict]], path: Path, level: tuple[str, float] | None = None) -> None:
+    """Draw top-1 by update: a line for each arm's mean over its seeds, and the range of the seeds around it.
+
+    Args:
+        runs: ``steps`` and ``top1`` of every run, by arm and seed. The seeds of an arm have the same steps.
+        path: The picture to write.
+        level: Name and height of a horizontal line to compare with.
+    """
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for arm, seeds in runs.items():
+        steps = next(iter(seeds.values()))["steps"]
+        heights = list(zip(*(run["top1"] for run in seeds.values()), strict=True))
+        (line,) = axes.plot(steps, [statistics.mean(values) for values in heights], marker="o", label=arm)
+        lowest, highest = [min(values) for values in heights], [max(values) for values in heights]
+        axes.fill_between(steps, lowest, highest, color=line.get_color(), alpha=0.2, linewidth=0)
+    if level:
+        axes.axhline(level[1], color="grey", linestyle=":", label=level[0])
+    axes.set_xlabel("updates")
+    axes.set_ylabel("top-1")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with atomic_write(path) as temporary:
+        FigureCanvasAgg(figure).print_png(str(temporary))

@@ -19,7 +19,7 @@ import torch
 from matplotlib import pyplot as plt
 from torch import nn
 
-from linvit.attention import FocusedLinearAttention, LinearAttention, SoftmaxAttention
+from linvit.attention import FocusedLinearAttention, KeyOnlyAttention, LinearAttention, SoftmaxAttention
 from linvit.bench import median, peak_memory, take_turns
 from linvit.files import atomic_write
 
@@ -40,6 +40,7 @@ class ExplicitSoftmaxAttention(SoftmaxAttention):
 MECHANISMS: dict[str, Callable[[int], nn.Module]] = {
     "focused": lambda grid: FocusedLinearAttention(DIM, grid, HEADS),
     "linear (elu + 1)": lambda grid: LinearAttention(DIM, grid, HEADS),
+    "key-only": lambda grid: KeyOnlyAttention(DIM, grid, HEADS),
     "softmax (fused)": lambda grid: SoftmaxAttention(DIM, grid, HEADS),
     "softmax (explicit)": lambda grid: ExplicitSoftmaxAttention(DIM, grid, HEADS),
 }

@@ -1,7 +1,6 @@
 """How much accuracy a converted model gets back, in how many updates, and what distillation adds to it.
 
-    linvit train --model.name vit_tiny_patch16_224 --model.model_args '{img_size: 128}' --data.root imagenette128 \
-        --data.img_size 128 --trainer.max_epochs 20 --out runs/vit
+    linvit train --config recipes/small/vit_imagenette128.yaml --data.root imagenette128 --out runs/vit
     python benchmarks/linearize_recovery.py runs/vit --data imagenette128 --out benchmarks/linearize_recovery.json
 
 Three arms, the same data, updates and learning rates (but --scratch-lr), for each seed:
@@ -18,7 +17,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from _curves import Curve, mean_and_deviation, open_record, quiet_trainer, save_record
+from _curves import Curve, draw_curves, mean_and_deviation, open_record, quiet_trainer, save_record
 from lightning import Trainer, seed_everything
 from torch.utils.data import Subset
 
@@ -117,16 +116,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--checks-per-epoch", type=int, default=4)
     parser.add_argument("--train-batches", type=float, default=1.0, help="share of the training batches per epoch")
     parser.add_argument("--val-every", type=int, default=1, help="validate on every n-th held-out image")
-    parser.add_argument("--precision", default="bf16-mixed")
+    parser.add_argument("--precision", default="32-true")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, help="write all figures here, as JSON")
+    parser.add_argument("--chart", type=Path, help="draw them here, as PNG")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse()
-    record = open_record(args.out, args, {"seeds", "arms", "out", "workers"})
+    record = open_record(args.out, args, {"seeds", "arms", "out", "chart", "workers"})
     if "original_top1" not in record:
         record["original_top1"] = original_top1(args)
     for seed in args.seeds:
@@ -138,6 +138,8 @@ def main() -> None:
             print(f"seed {seed}, {arm}: {runs[str(seed)]['top1'][-1]:.2%}", flush=True)
             save_record(args.out, record)
     print(table(record))
+    if args.chart:
+        draw_curves(record["runs"], args.chart, ("original", record["original_top1"]))
 
 
 if __name__ == "__main__":

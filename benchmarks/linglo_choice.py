@@ -26,7 +26,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from _curves import Curve, mean_and_deviation, open_record, quiet_trainer, save_record
+from _curves import Curve, draw_curves, mean_and_deviation, open_record, quiet_trainer, save_record
 from lightning import seed_everything
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.flop_counter import FlopCounterMode
@@ -224,6 +224,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=1, help="threads that decode the images")
     parser.add_argument("--out", type=Path, help="write all figures here, as JSON")
+    parser.add_argument("--chart", type=Path, help="draw them here, as PNG")
     parser.add_argument("--list", action="store_true", help="print the arms and train nothing")
     parser.add_argument("--rate", type=int, metavar="N", help="time N updates of each arm and train nothing")
     args = parser.parse_args()
@@ -237,7 +238,7 @@ def main() -> None:
     folders = split_folders(args.data)
     num_classes = len(ImageFolder(folders[0]).classes)
     args.data = args.data.name  # where it lies is nobody's concern
-    record = open_record(args.out, args, {"seeds", "arms", "out", "workers", "list", "rate"})
+    record = open_record(args.out, args, {"seeds", "arms", "out", "chart", "workers", "list", "rate"})
     record["models"] = fitted_arms(args.grafted_interaction, args.img_size, num_classes)
     print(table(record), flush=True)
     if args.rate:
@@ -259,6 +260,8 @@ def main() -> None:
             )
             save_record(args.out, record)
     print(table(record))
+    if args.chart:
+        draw_curves(record["runs"], args.chart)
 
 
 if __name__ == "__main__":
