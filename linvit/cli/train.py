@@ -27,8 +27,10 @@ from linvit import __version__
 from linvit.analysis.plots import plot_curves
 from linvit.cli.common import print_json, print_rows
 from linvit.cli.tasks import TASKS
+from linvit.data.module import VisionData
 from linvit.tasks import run_folder as files
-from linvit.tasks.callbacks import EpochLines, KeepBest, LastCheckpoint, RandomState
+from linvit.tasks.callbacks import EpochLines, KeepBest, LastCheckpoint
+from linvit.tasks.faults import SkipNotFinite, StepSeed
 
 _DESCRIPTION = """Train a model and keep everything about it in a run folder.
 
@@ -96,7 +98,9 @@ class TrainCLI(LightningCLI):
         folder: The run folder.
         title: What the run is called: the model's name.
         resume: Whether the run in it is continued.
+        last: The checkpoint to resume from, if there is one.
         checkpoint: Keeps ``last.ckpt``.
+        skipping: Skips updates that are not finite.
         keeper: Keeps the best weights.
     """
 
@@ -143,6 +147,17 @@ class TrainCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what is not a setting of the data, the task or the trainer."""
         parser.link_arguments("data", "model.num_classes", compute_fn=_checked_classes, apply_on="instantiate")
+        if issubclass(self.datamodule_class, VisionData):
+            parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.add_argument(
+            "--checkpoint.minutes", type=float | None, default=15.0, help="Write last.ckpt within an epoch that often."
+        )
+        parser.add_argument(
+            "--checkpoint.steps", type=int | None, default=None, help="Write last.ckpt after that many batches."
+        )
+        parser.add_argument(
+            "--max_not_finite", type=int, default=20, help="Updates with NaN in a row to skip before giving up."
+        )
         parser.add_argument("--task", type=str, default="classify", help=f"What to train for: {', '.join(TASKS)}.")
         parser.add_argument("--out", type=str, help="Run folder to make (default: runs/MODEL-DATE-TIME).")
         parser.add_argument("--resume", type=str, help="Run folder to continue in, with its settings and those given.")
@@ -175,19 +190,23 @@ class TrainCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with what keeps the run folder, besides the user's own loggers and callbacks."""
         given = self.config_init.trainer
-        self.checkpoint = LastCheckpoint(self.folder)
+        self.last = files.newest_checkpoint(self.folder) if self.resume else None
+        steps = files.steps_done(self.last) if self.last else 0
+        self.checkpoint = LastCheckpoint(self.folder, self.config.checkpoint.steps, self.config.checkpoint.minutes)
+        self.skipping = SkipNotFinite(self.config.max_not_finite)
         self.keeper = KeepBest(self.folder, self.datamodule.classes, self.datamodule.input_config())
         bar = given.enable_progress_bar is not False and sys.stderr.isatty()
         progress = RichProgressBar(leave=True, console_kwargs={"stderr": True}) if bar else EpochLines()
-        kept = [RandomState(), self.keeper, self.checkpoint]
+        seeding = StepSeed(int(self.config.seed_everything))
+        kept = [seeding, self.skipping, self.keeper, self.checkpoint]
         return super().instantiate_trainer(
             default_root_dir=str(self.folder),
             enable_progress_bar=bar,
             plugins=[*_listed(given.plugins), files.AtomicCheckpointIO()],
             callbacks=[*_listed(given.callbacks), *([] if given.fast_dev_run else kept), progress],
             logger=[
-                files.MetricsCsv(self.folder, self.resume),
-                files.TensorBoardEvents(self.folder),
+                files.MetricsCsv(self.folder, steps),
+                files.TensorBoardEvents(self.folder, steps),
                 *(logger for logger in _listed(given.logger) if isinstance(logger, Logger)),
             ],
             **kwargs,
@@ -221,13 +240,10 @@ def _fit(cli: TrainCLI) -> float:
             f"on {cli.trainer.strategy.root_device}, {cli.trainer.precision}: {cli.folder}",
             file=sys.stderr,
         )
-    last = cli.folder / files.LAST
     begin = time.perf_counter()
     try:
         with cli.checkpoint.catching_interrupts():
-            cli.trainer.fit(
-                cli.model, datamodule=cli.datamodule, ckpt_path=str(last) if cli.resume and last.is_file() else None
-            )
+            cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=str(cli.last) if cli.last else None)
     except (Exception, SystemExit) as error:  # Lightning exits on signals, and loading processes may die of them
         if cli.checkpoint.interrupted or cli.trainer.received_sigterm:
             raise KeyboardInterrupt(f"interrupted; go on with: linvit train --resume {cli.folder}") from error
@@ -251,6 +267,9 @@ def _report(cli: TrainCLI, seconds: float) -> None:
     last = cli.trainer.callback_metrics.get("train/loss")
     if last is not None and not last.isfinite():
         warnings.warn("the loss is no longer finite: the training diverged; lower --model.lr", stacklevel=2)
+    if count := cli.skipping.skipped:
+        were = "update was skipped: its" if count == 1 else "updates were skipped: their"
+        warnings.warn(f"{count} {were} gradients were not finite", stacklevel=2)
     result = {
         "run": str(cli.folder),
         "model": cli.title,
@@ -259,6 +278,7 @@ def _report(cli: TrainCLI, seconds: float) -> None:
         **{name: best.get(name) for name in cli.model.figures},
         "images_per_second": round(watch.images / watch.seconds, 2) if watch.images else None,
         "seconds": round(seconds, 2),
+        "skipped_updates": cli.skipping.skipped,
         "unreadable": list(cli.model.unreadable),
     }
     if cli.config.json:

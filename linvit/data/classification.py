@@ -26,18 +26,14 @@ from linvit.data.datasets import (
     split_folders,
 )
 from linvit.data.loading import cores
-
-try:
-    from lightning import LightningDataModule
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError('classification data needs Lightning: pip install "linvit[train]"') from error
+from linvit.data.module import VisionData
 
 __all__ = ["ClassificationData", "ImageFolder", "Mnist5k", "collate", "eval_dataset"]
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 
 
-class ClassificationData(LightningDataModule):
+class ClassificationData(VisionData):
     """Images and their classes, augmented for training and centre-cropped for evaluation as timm does it.
 
     Unreadable images are replaced in training, left out of evaluation, and listed in each batch, unless ``strict``.
@@ -58,10 +54,15 @@ class ClassificationData(LightningDataModule):
         crop_pct: Share of the resized image's shorter side that the evaluation crop keeps.
         mean: Mean of red, green and blue that is subtracted, on a scale of 0 to 1; ImageNet's by default.
         std: Standard deviation of red, green and blue that is divided by, on the same scale; ImageNet's by default.
+        repeats: How often an image is drawn in a row, each time augmented anew (repeated augmentation); an epoch stays
+            as long, and has that share of the images.
+        seed: Decides the order of the training images and their augmentation; ``linvit train`` gives it its own.
 
     Raises:
         ValueError: A setting outside its range; later, a folder that does not have the layout.
     """
+
+    collate = staticmethod(collate)
 
     def __init__(
         self,
@@ -80,6 +81,8 @@ class ClassificationData(LightningDataModule):
         crop_pct: float = 0.875,
         mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN,
         std: tuple[float, float, float] = IMAGENET_DEFAULT_STD,
+        repeats: int = 1,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if hflip is None:
@@ -96,10 +99,14 @@ class ClassificationData(LightningDataModule):
         require(interpolation in names, "interpolation", interpolation, f"one of {', '.join(names)}")
         require(0 < crop_pct <= 1, "crop_pct", crop_pct, "above 0, up to 1")
         require(min(std) > 0, "std", std, "three numbers above 0")
+        require(repeats >= 1, "repeats", repeats, "1 or more")
+        require(seed >= 0, "seed", seed, "0 or more")
         self.root = root
         self.batch_size = batch_size
         self.workers = min(16, cores()) if workers is None else workers
         self.strict = strict
+        self.repeats = repeats
+        self.seed = seed
         self._input: dict[str, Any] = {
             "input_size": (3, img_size, img_size),
             "mean": mean,
@@ -163,30 +170,6 @@ class ClassificationData(LightningDataModule):
         _ = self.val_set
         if stage in (None, "fit"):
             _ = self.train_set
-
-    def train_dataloader(self) -> DataLoader[Sample]:
-        """Return shuffled full batches; the images left over at the end of an epoch are dropped."""
-        return self._loader(self.train_set, train=True)
-
-    def val_dataloader(self) -> DataLoader[Sample]:
-        """Return the held-out images in order, every one once."""
-        return self._loader(self.val_set, train=False)
-
-    def test_dataloader(self) -> DataLoader[Sample]:
-        """Return the held-out images in order, every one once."""
-        return self.val_dataloader()
-
-    def _loader(self, dataset: ImageFolder | Mnist5k, train: bool) -> DataLoader[Sample]:
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            shuffle=train,
-            drop_last=train,
-            num_workers=self.workers,
-            collate_fn=collate,
-            persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
 
     @cached_property
     def _folders(self) -> tuple[Path, Path]:

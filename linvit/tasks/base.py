@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
 from lightning import Callback, LightningModule
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torchmetrics import MeanMetric
 
 from linvit.checks import did_you_mean, require
 from linvit.tasks.ema import WeightAverage
@@ -88,6 +90,7 @@ class VisionTask(LightningModule):
         self.save_hyperparameters(logger=False)
         self.unreadable: dict[str, None] = {}
         self.stopwatch = Stopwatch()
+        self.train_loss = MeanMetric(nan_strategy="disable")
 
     def rank(self, figures: dict[str, float]) -> tuple[float, ...]:
         """Return how good figures are: by the watched one, then by a lower loss."""
@@ -136,11 +139,26 @@ class VisionTask(LightningModule):
         self.schedule.step_update(self.global_step)
 
     def log_training(self, loss: Tensor, size: int) -> None:
-        """Log the loss of a batch of ``size`` images, and count them."""
+        """Log the loss of a batch of ``size`` images, and count them; NaN is left out of the epoch's mean."""
         self.stopwatch.images += size * self.trainer.world_size
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+        finite = loss.detach().isfinite()
+        self.train_loss.update(torch.where(finite, loss.detach(), 0), size * finite)
+        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
         self.log("train/loss_step", loss, prog_bar=True, batch_size=size)
         self.log("lr", self._lr(), batch_size=size)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the mean loss of an epoch that is under way, of all devices."""
+        epoch = self.trainer.fit_loop.epoch_progress.current
+        if epoch.processed < epoch.started:
+            with self.train_loss.sync_context():
+                checkpoint["train_loss"] = self.train_loss.mean_value.cpu(), self.train_loss.weight.cpu()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with that mean."""
+        if "train_loss" in checkpoint and self.trainer.is_global_zero:
+            value, weight = checkpoint["train_loss"]
+            self.train_loss.mean_value, self.train_loss.weight = value.to(self.device), weight.to(self.device)
 
     def _lr(self) -> float:
         return max(group["lr"] for group in self.trainer.optimizers[0].param_groups)

@@ -1,22 +1,22 @@
 """What a run does beside training: keep the best weights, stay resumable, be reproducible, report each epoch."""
 
-import random
 import signal
 import sys
 import threading
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
-import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from linvit.checkpoints import save_model
 from linvit.tasks.ema import WeightAverage
+from linvit.tasks.faults import SkipNotFinite
 from linvit.tasks.run_folder import LAST, MODEL, saving
 
 
@@ -80,24 +80,35 @@ class KeepBest(Callback):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Keeps ``last.ckpt``, written after every epoch and when training stops early, also by Ctrl-C.
+    """Keeps ``last.ckpt``: written after every epoch, now and then within it, and when training stops early.
 
-    Ctrl-C takes effect after the current batch, so that the checkpoint holds whole updates; a second one, or one
-    outside of training, at once.
+    Ctrl-C takes effect after the current update, so that the checkpoint holds whole updates; a second one, or one
+    outside of training, at once. While one update after the other is not finite, nothing is written: the
+    weights may be what is wrong.
 
     Args:
         folder: The run folder.
+        steps: Write within an epoch after so many batches; None for never.
+        minutes: Write within an epoch after so many minutes; None for never.
 
     Attributes:
         interrupted: Whether Ctrl-C was pressed.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, steps: int | None = None, minutes: float | None = None) -> None:
+        for name, value in {"steps": steps, "minutes": minutes}.items():
+            if value is not None and value <= 0:
+                raise ValueError(f"checkpoint.{name} must be above 0, or null, not {value!r}")
         super().__init__(
             folder, Path(LAST).stem, save_on_exception=True, save_on_train_epoch_end=True, enable_version_counter=False
         )
+        self.path = folder / LAST
+        self.steps = steps
+        self.minutes = minutes
         self.interrupted = False
         self._training = False
+        self._validated = False
+        self._saved_at = time.monotonic()
 
     @contextmanager
     def catching_interrupts(self) -> Generator[None]:
@@ -117,35 +128,66 @@ class LastCheckpoint(ModelCheckpoint):
         if at_once:
             raise KeyboardInterrupt
 
-    def _stop_if_interrupted(self) -> None:
-        if self.interrupted:
-            raise KeyboardInterrupt
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on Ctrl-C waits for the end of the batch."""
+        """From here on Ctrl-C waits for the end of the update."""
         super().on_train_start(trainer, pl_module)
         self._training = True
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Stop after Ctrl-C, except after the last batch of an epoch: what follows it has its own checks."""
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if not trainer.is_last_batch:
-            self._stop_if_interrupted()
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Stop after Ctrl-C, or write the checkpoint when it is time: all of the batch before is in the logs now.
+
+        Gradients that wait for their update, and Lightning's step count right after a validation, would be lost.
+        """
+        between_updates = batch_idx and batch_idx % trainer.accumulate_grad_batches == 0
+        if between_updates and not self._validated:
+            self._stop_if_interrupted(trainer)
+            if not _diverging(trainer) and _agreed(trainer, self._is_time(batch_idx)):
+                trainer.save_checkpoint(self.path)
+                self._saved_at = time.monotonic()
+        self._validated = False
+
+    def _is_time(self, batch_idx: int) -> bool:
+        by_steps = self.steps is not None and batch_idx % self.steps == 0
+        return by_steps or (self.minutes is not None and time.monotonic() - self._saved_at >= 60 * self.minutes)
+
+    def _stop_if_interrupted(self, trainer: Trainer) -> None:
+        if _agreed(trainer, self.interrupted):
+            self.interrupted = True
+            raise KeyboardInterrupt
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Stop after Ctrl-C."""
-        self._stop_if_interrupted()
+        self._stop_if_interrupted(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that there was a validation."""
+        super().on_validation_end(trainer, pl_module)
+        self._validated = True
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop after Ctrl-C: the epoch before it is complete, and so is its checkpoint."""
-        self._stop_if_interrupted()
+        self._stop_if_interrupted(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the checkpoint."""
+        if not _diverging(trainer):
+            super().on_train_epoch_end(trainer, pl_module)
+            self._saved_at = time.monotonic()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Write the checkpoint, unless it would hold what went wrong, or other devices know nothing of the error."""
+        everywhere = trainer.world_size == 1 or isinstance(exception, (KeyboardInterrupt, SIGTERMException))
+        if everywhere and not _diverging(trainer):
+            super().on_exception(trainer, pl_module, exception)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Have a validation that was broken off run from its first batch when training is resumed."""
+        """Say where training is to be resumed: at the first batch, and the start of a validation, not done yet."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for count in (progress["total"], progress["current"]):
+            count.update(dict.fromkeys(("ready", "started", "completed"), count["processed"]))
+        progress["is_last_batch"] = progress["current"]["processed"] >= trainer.num_training_batches
         if trainer.validating:
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
             for count in (progress["total"], progress["current"]):
@@ -157,27 +199,13 @@ class LastCheckpoint(ModelCheckpoint):
         self._training = False
 
 
-class RandomState(Callback):
-    """Keeps the random states with the checkpoint: a run resumed after an epoch goes on as if it had not stopped."""
+def _agreed(trainer: Trainer, one: bool) -> bool:
+    """Return whether it holds on any device, so that all do the same."""
+    return trainer.strategy.reduce_boolean_decision(one, all=False) if trainer.world_size > 1 else one
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the states as tensors and plain values."""
-        kind, keys, *rest = np.random.get_state(legacy=True)
-        return {
-            "python": random.getstate(),
-            "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the states back."""
-        kind, keys, *rest = state_dict["numpy"]
-        random.setstate(state_dict["python"])
-        np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-        torch.set_rng_state(state_dict["torch"])
-        if len(state_dict["cuda"]) == torch.cuda.device_count() > 0:
-            torch.cuda.set_rng_state_all(state_dict["cuda"])
+def _diverging(trainer: Any) -> bool:
+    return any(callback.in_a_row > 1 for callback in trainer.callbacks if isinstance(callback, SkipNotFinite))
 
 
 class EpochLines(Callback):

@@ -1,7 +1,7 @@
 """The run folder: what lies in it, the check that it can be used, and writers that never leave half a file.
 
-``config.yaml`` (all settings), ``metrics.csv`` and TensorBoard events, ``last.ckpt`` (to resume from), and of the best
-weights so far ``model.safetensors``, ``config.json`` and ``confusion_matrix.png``; at the end ``curves.png``.
+``config.yaml`` (all settings), ``metrics.csv`` and TensorBoard events, ``last.ckpt`` (to resume from) and the one
+before it, ``previous.ckpt`` (should the last be damaged), and of the best weights so far ``model.safetensors``, ``config.json`` and ``confusion_matrix.png``; at the end ``curves.png``.
 """
 
 import csv
@@ -9,6 +9,8 @@ import errno
 import io
 import os
 import tempfile
+import warnings
+import zipfile
 from argparse import Namespace
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -27,6 +29,7 @@ from linvit.files import atomic_write
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
 LAST = "last.ckpt"
+PREVIOUS = "previous.ckpt"
 MODEL = WEIGHTS_NAME
 CURVES = "curves.png"
 CONFUSION = "confusion_matrix.png"
@@ -75,6 +78,46 @@ def check_resumable(folder: Path) -> None:
     check_writable(folder)
 
 
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Find the checkpoint to resume from: the last, or the previous one where the last is damaged or missing.
+
+    A damaged last one is removed, with a warning, so that it never takes the place of the previous one.
+
+    Returns:
+        The path; None if none was ever written.
+
+    Raises:
+        ValueError: There are only damaged ones.
+    """
+    found = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
+    whole = [path for path in found if _is_whole(path)]
+    if found and not whole:
+        raise ValueError(
+            f"the checkpoints in {folder} are damaged: train anew with another --out, from the best weights so far if "
+            f"there are any: --model.pretrained {folder / MODEL}"
+        )
+    if len(found) > len(whole) and found[0] not in whole:
+        warnings.warn(f"{found[0]} is damaged (cut off?): going on from {whole[0]}", stacklevel=2)
+        found[0].unlink()
+    return whole[0] if whole else None
+
+
+def _is_whole(path: Path) -> bool:
+    """Compare a checkpoint with the checksums that torch puts into it (a sharded one is a folder without any)."""
+    if path.is_dir():
+        return True
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (zipfile.BadZipFile, EOFError, OSError):
+        return False
+
+
+def steps_done(checkpoint: Path) -> int:
+    """Return how many updates a checkpoint holds."""
+    return torch.load(checkpoint, weights_only=True, mmap=True)["global_step"]
+
+
 @contextmanager
 def saving(path: Path) -> Generator[None]:
     """Turn the ways in which a full disk shows itself into one clear error.
@@ -103,13 +146,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints under a temporary name first, and never unpickles anything but tensors and plain values."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint; on failure the previous one stays, and nothing else."""
+        """Write a checkpoint and keep the one before it; on failure both stay, and nothing else."""
         path = Path(path)
         buffer = io.BytesIO()  # torch.save hides the reason when it fails to write to a file itself
         torch.save(checkpoint, buffer)
         path.parent.mkdir(parents=True, exist_ok=True)
         with saving(path), atomic_write(path) as temporary:
             temporary.write_bytes(buffer.getbuffer())
+            if path.name == LAST and path.is_file():
+                os.replace(path, path.with_name(PREVIOUS))
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint."""
@@ -119,19 +164,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class MetricsCsv(Logger):
     """Keeps ``metrics.csv``: one row per step at which something was logged, continued when a run is resumed.
 
+    Rows are appended; only the last one changes while its step goes on. When a figure with a new name comes up the
+    file is written anew with another column.
+
     Args:
         folder: The run folder.
-        resume: Keep the rows that are there, up to those that are logged again.
+        steps: Keep the rows of so many updates; what was logged after the checkpoint that is resumed is cut off.
     """
 
-    def __init__(self, folder: Path, resume: bool = False) -> None:
+    def __init__(self, folder: Path, steps: int = 0) -> None:
         super().__init__()
         self.path = folder / METRICS
-        self._rows: dict[int, dict[str, float]] = {}
-        if resume and self.path.is_file():
-            with self.path.open(newline="") as file:
-                for row in csv.DictReader(file):
-                    self._rows[int(row["step"])] = {key: float(value) for key, value in row.items() if value}
+        self.steps = steps
+        self._columns = ["epoch", "step"]
+        self._row: dict[str, str] = {}
+        self._end: int | None = None  # where the row that is under way begins, in bytes
 
     @property
     def name(self) -> str:
@@ -155,26 +202,60 @@ class MetricsCsv(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Add figures to the row of a step."""
-        step = step or 0
-        while self._rows and next(reversed(self._rows)) > step:
-            self._rows.popitem()
-        self._rows.setdefault(step, {}).update(metrics | {"step": step})
+        if self._end is None:
+            self._open()
+        if self._row.get("step") != str(step or 0):
+            self._write()
+            self._end, self._row = self.path.stat().st_size, {}
+        self._row |= {key: f"{value:.6g}" for key, value in metrics.items()} | {"step": str(step or 0)}
+        if "epoch" in metrics:
+            self._row["epoch"] = str(int(metrics["epoch"]))
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the file."""
-        columns = ["epoch", "step", *sorted({key for row in self._rows.values() for key in row} - {"epoch", "step"})]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns)
-        writer.writeheader()
-        for row in self._rows.values():
-            writer.writerow({key: int(row[key]) if key in ("epoch", "step") else f"{row[key]:.6g}" for key in row})
-        write_text(self.path, text.getvalue())
+        """Write what was logged."""
+        self._write()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write the file."""
-        self.save()
+        """Write what was logged."""
+        self._write()
+
+    def _write(self) -> None:
+        """Write the row that is under way over what the file holds of it."""
+        if self._end is None:
+            self._open()
+        if new := sorted(self._row.keys() - set(self._columns)):
+            rows = self._rows(self._end)
+            self._columns = ["epoch", "step", *sorted([*self._columns[2:], *new])]
+            self._rewrite(rows)
+        with saving(self.path), self.path.open("r+", newline="") as file:
+            file.seek(self._end or 0)
+            file.truncate()
+            if self._row:
+                csv.DictWriter(file, self._columns).writerow(self._row)
+
+    def _open(self) -> None:
+        """Begin the file, or go on with it: its last row may not be complete yet."""
+        rows = [row for row in self._rows() if None not in row.values() and int(row["step"]) < self.steps]
+        if rows:
+            self._columns = list(rows[0])
+            self._row = {key: value for key, value in rows.pop().items() if value}
+        self._rewrite(rows)
+
+    def _rows(self, end: int | None = None) -> list[dict[str, str]]:
+        if not self.path.is_file():
+            return []
+        text = self.path.read_bytes()[:end].decode()
+        return list(csv.DictReader(text.splitlines()))
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.path, text.getvalue())
+        self._end = self.path.stat().st_size
 
 
 class TensorBoardEvents(TensorBoardLogger):
@@ -182,10 +263,11 @@ class TensorBoardEvents(TensorBoardLogger):
 
     Args:
         folder: The run folder.
+        steps: What was logged later than after so many updates no longer counts.
     """
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, name="", version="")
+    def __init__(self, folder: Path, steps: int = 0) -> None:
+        super().__init__(folder, name="", version="", purge_step=steps or None)
 
     @rank_zero_only
     def save(self) -> None:

@@ -10,7 +10,6 @@ import torch
 from jsonargparse import ArgumentParser
 from PIL import Image
 from timm.data import auto_augment as timm_policies
-from torch.utils.data import RandomSampler, SequentialSampler
 
 from linvit.data.classification import ClassificationData, ImageFolder, _posterize
 from tests.data.conftest import MakeFolder
@@ -78,10 +77,12 @@ def test_layout_errors_come_with_the_classes(
 def test_training_loader_shuffles_full_batches(photos: Path) -> None:
     data = ClassificationData(str(photos), img_size=16, batch_size=4, workers=0)
     loader = data.train_dataloader()
-    assert [len(batch["target"]) for batch in loader] == [4, 4]
-    assert isinstance(loader.sampler, RandomSampler)
-    assert isinstance(data.val_dataloader().sampler, SequentialSampler)
-    assert data.test_dataloader().dataset is data.val_set
+    first = [batch["target"].tolist() for batch in loader]
+    assert [len(targets) for targets in first] == [4, 4]
+    assert [batch["target"].tolist() for batch in loader] == first
+    loader.sampler.set_epoch(1)
+    assert [batch["target"].tolist() for batch in loader] != first
+    assert data.test_dataloader().dataset.dataset is data.val_set
 
 
 def test_training_set_smaller_than_a_batch_is_an_error(photos: Path) -> None:

@@ -4,13 +4,24 @@ import csv
 import errno
 import os
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
-from linvit.tasks.run_folder import LAST, METRICS, AtomicCheckpointIO, MetricsCsv, check_resumable, claim, saving
+from linvit.tasks.run_folder import (
+    LAST,
+    METRICS,
+    PREVIOUS,
+    AtomicCheckpointIO,
+    MetricsCsv,
+    check_resumable,
+    claim,
+    newest_checkpoint,
+    saving,
+    steps_done,
+)
 from tests.conftest import file_limit
 
 
@@ -103,23 +114,66 @@ def read(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_metrics_are_one_row_per_step_and_go_on_after_a_resume(tmp_path: Path) -> None:
+def test_metrics_are_one_row_per_step_and_go_on_where_the_checkpoint_is(tmp_path: Path) -> None:
     first = MetricsCsv(tmp_path)
     for epoch, step in enumerate((9, 19, 29)):
         first.log_metrics({"epoch": epoch, "val/loss": 1.0 - epoch / 10}, step)
+        first.save()
         first.log_metrics({"epoch": epoch, "train/loss": 2.0}, step)
     first.save()
     assert [row["step"] for row in read(tmp_path)] == ["9", "19", "29"]
+    assert all(all(row.values()) for row in read(tmp_path))
+    with (tmp_path / METRICS).open("a") as file:
+        file.write("3,3")  # cut off by a crash
 
-    second = MetricsCsv(tmp_path, resume=True)  # from the checkpoint of the second epoch
-    second.log_metrics({"epoch": 1, "lr": 0.5}, 15)
+    second = MetricsCsv(tmp_path, steps=20)  # from the checkpoint of the second epoch, before its figures were complete
     second.log_metrics({"epoch": 1, "val/loss": 0.25}, 19)
+    second.log_metrics({"epoch": 2, "lr": 0.5}, 25)
     second.finalize("success")
     rows = read(tmp_path)
-    assert [row["step"] for row in rows] == ["9", "15", "19"]
+    assert [row["step"] for row in rows] == ["9", "19", "25"]
     assert list(rows[0]) == ["epoch", "step", "lr", "train/loss", "val/loss"]
     assert rows[0]["val/loss"] == "1"
-    assert rows[2] == {"epoch": "1", "step": "19", "lr": "", "train/loss": "", "val/loss": "0.25"}
+    assert rows[1] == {"epoch": "1", "step": "19", "lr": "", "train/loss": "2", "val/loss": "0.25"}
 
     MetricsCsv(tmp_path).save()
     assert read(tmp_path) == []
+
+
+def test_metrics_are_appended_not_written_anew(tmp_path: Path) -> None:
+    metrics = MetricsCsv(tmp_path)
+    metrics.log_metrics({"loss": 1.0}, 0)
+    metrics.save()
+    before = (tmp_path / METRICS).stat().st_ino, (tmp_path / METRICS).read_bytes()
+    for step in range(1, 4):
+        metrics.log_metrics({"loss": 2.0}, step)
+        metrics.save()
+    assert ((tmp_path / METRICS).stat().st_ino, (tmp_path / METRICS).read_bytes()[: len(before[1])]) == before
+
+
+@pytest.mark.parametrize("damage", ["truncated", "one byte", "missing"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(tmp_path: Path, damage: str) -> None:
+    files = AtomicCheckpointIO()
+    for step in range(3):
+        files.save_checkpoint({"global_step": step, "weights": torch.full((1000,), step)}, tmp_path / LAST)
+    assert newest_checkpoint(tmp_path) == tmp_path / LAST
+    content = bytearray((tmp_path / LAST).read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "missing":
+        (tmp_path / LAST).unlink()
+    else:
+        (tmp_path / LAST).write_bytes(content if damage == "one byte" else content[: len(content) // 2])
+    with nullcontext() if damage == "missing" else pytest.warns(UserWarning, match=r"last\.ckpt is damaged"):
+        found = newest_checkpoint(tmp_path)
+    assert found == tmp_path / PREVIOUS
+    assert steps_done(found) == 1
+    files.save_checkpoint({"global_step": 3}, tmp_path / LAST)
+    assert [steps_done(tmp_path / name) for name in (LAST, PREVIOUS)] == [3, 1], "no damaged one took its place"
+
+
+def test_only_damaged_checkpoints_are_an_error(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path) is None
+    for name in (LAST, PREVIOUS):
+        (tmp_path / name).write_bytes(b"no checkpoint")
+    with pytest.raises(ValueError, match=r"the checkpoints in .* are damaged: train anew"):
+        newest_checkpoint(tmp_path)

@@ -1,0 +1,97 @@
+"""What data modules share: loaders that go on where a run was stopped, and that share the images over devices."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from linvit.checks import require
+from linvit.data.sampling import Drawn, EvalBatches, TrainBatches
+
+try:
+    from lightning import LightningDataModule
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError('data modules need Lightning: pip install "linvit[train]"') from error
+
+__all__ = ["VisionData"]
+
+
+class VisionData(LightningDataModule):
+    """Loads batches of a training set and of a held-out set, which a data module for a task provides.
+
+    Attributes:
+        train_set: The training images, by index.
+        val_set: The held-out images, by index.
+        batch_size: Images per batch and device.
+        workers: Processes that load images, 0 for the main one.
+        seed: Decides the order of the training images and their augmentation.
+        repeats: How often an image is drawn in a row.
+        collate: Makes a batch of samples.
+    """
+
+    train_set: Any
+    val_set: Any
+    batch_size: int
+    workers: int
+    seed: int = 0
+    repeats: int = 1
+    collate: Callable[[list[Any]], Any]
+    _resumed: dict[str, int] | None = None
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return shuffled full batches; the images left over at the end of an epoch are dropped."""
+        rank, world_size = self._place()
+        batches = TrainBatches(len(self.train_set), self.batch_size, self.seed, rank, world_size, self.repeats)
+        allowed = f"at most {len(self.train_set) // world_size}, the number of training images per device"
+        require(len(batches) > 0, "batch_size", self.batch_size, allowed)
+        if self._resumed:
+            self._resume(batches, **self._resumed)
+        return self._loader(self.train_set, batches)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return the held-out images in order, every one once, over however many devices."""
+        return self._loader(self.val_set, EvalBatches(len(self.val_set), self.batch_size, *self._place()))
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Return the held-out images in order, every one once."""
+        return self.val_dataloader()
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how far training has come in which epoch: with the seed, that is all the randomness there is."""
+        assert self.trainer is not None
+        loop = self.trainer.fit_loop
+        epoch = loop.epoch_progress.current
+        complete = epoch.processed == epoch.started
+        return {
+            "epoch": epoch.processed,
+            "batches": 0 if complete else loop.epoch_loop.batch_progress.current.processed,
+            "total": self.batch_size * self.trainer.world_size,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Have the next training loader go on from there."""
+        self._resumed = state_dict
+
+    def _resume(self, batches_of_epoch: TrainBatches, epoch: int, batches: int, total: int) -> None:
+        if batches and total != batches_of_epoch.total:
+            raise ValueError(
+                f"the run stopped within an epoch of batches of {total} images, not {batches_of_epoch.total}: resume "
+                "it with such a --data.batch_size times devices"
+            )
+        batches_of_epoch.resume(epoch, batches)
+        self._resumed = None
+
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _loader(self, dataset: Any, batches: TrainBatches | EvalBatches) -> DataLoader[Any]:
+        return DataLoader(
+            Drawn(dataset),
+            batch_size=None,  # the sampler gives whole batches
+            sampler=batches,
+            num_workers=self.workers,
+            collate_fn=self.collate,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
