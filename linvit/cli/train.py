@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import logging
+import os
 import re
 import sys
 import time
@@ -45,7 +46,10 @@ examples:
 _THIS_CALL_ONLY = ("out", "resume", "json")
 """Arguments that are no settings of the training, and so not in ``config.yaml``."""
 
+_FOLDER = "LINVIT_RUN_FOLDER"
+
 _NOISE = (
+    ".*overrides the `configure_model`",
     ".*LightningCLI's args parameter",
     ".*exists and is not empty",
     ".*LeafSpec",
@@ -173,10 +177,13 @@ class TrainCLI(LightningCLI):
         self.resume = bool(self.config.resume)
         self.title = self._task.title(self.config.model)
         name = re.sub(r"[^\w.-]+", "-", self.title)
-        default = f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}"
+        first = getattr(rank_zero_only, "rank", 0) == 0
+        default = f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}" if first else os.environ.get(_FOLDER, "runs")
         self.folder = Path(self.config.resume or self.config.out or default)
-        if getattr(rank_zero_only, "rank", 0) == 0 and not self.resume:
-            files.claim(self.folder)
+        if first:
+            os.environ[_FOLDER] = str(self.folder)  # for the processes that Lightning starts for the other devices
+            if not self.resume:
+                files.claim(self.folder)
 
     def instantiate_classes(self) -> None:
         """Build everything; leave no empty folder behind when that fails."""

@@ -61,13 +61,13 @@ class VisionData(LightningDataModule):
         """Return how far training has come in which epoch: with the seed, that is all the randomness there is."""
         assert self.trainer is not None
         loop = self.trainer.fit_loop
-        epoch = loop.epoch_progress.current
-        complete = epoch.processed == epoch.started
-        return {
-            "epoch": epoch.processed,
-            "batches": 0 if complete else loop.epoch_loop.batch_progress.current.processed,
-            "total": self.batch_size * self.trainer.world_size,
-        }
+        epoch, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress.current.processed
+        if epoch.processed == epoch.started:  # between two epochs
+            batches = 0
+        total = self.batch_size * self.trainer.world_size
+        if batches >= self.trainer.num_training_batches:  # in its validation: what is loaded next is the next epoch
+            return {"epoch": epoch.processed + 1, "batches": 0, "total": total}
+        return {"epoch": epoch.processed, "batches": batches, "total": total}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Have the next training loader go on from there."""

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from lightning import Callback, LightningModule
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from linvit.checks import did_you_mean, require
 from linvit.tasks.ema import WeightAverage
 
-__all__ = ["Stopwatch", "VisionTask", "some"]
+__all__ = ["Stopwatch", "VisionTask", "agreed", "some"]
 
 
 class VisionTask(LightningModule):
@@ -30,6 +32,8 @@ class VisionTask(LightningModule):
     Args:
         opt: Optimizer, by timm's name.
         lr: Highest learning rate.
+        lr_batch: Images per update, over all devices, that lr is meant for: it is scaled linearly to how many there
+            are; null to take it as it is.
         weight_decay: Weight decay; biases, norms and what the model exempts have none.
         layer_decay: Factor on the learning rate from each layer to the one before it; null for the same everywhere.
         betas: Decay rates of the optimizer's moments; null for its own default.
@@ -42,6 +46,9 @@ class VisionTask(LightningModule):
         min_lr: Learning rate to end at (cosine and poly).
         cooldown_epochs: Epochs at the end that stay at min_lr.
         ema_decay: Decay of a running average of the weights, which is then validated and kept; 0 for none.
+        grad_checkpointing: Compute activations anew in the backward pass instead of keeping them: less memory, more
+            time.
+        compile: Compile the network with torch.compile.
 
     Attributes:
         figures: What a validation logs (shares from 0 to 1, and ``loss``) with its heading; the first is watched.
@@ -60,6 +67,7 @@ class VisionTask(LightningModule):
         self,
         opt: str = "adamw",
         lr: float = 1e-3,
+        lr_batch: int | None = None,
         weight_decay: float = 0.05,
         layer_decay: float | None = None,
         betas: tuple[float, float] | None = None,
@@ -72,9 +80,12 @@ class VisionTask(LightningModule):
         min_lr: float = 1e-5,
         cooldown_epochs: float = 0.0,
         ema_decay: float = 0.0,
+        grad_checkpointing: bool = False,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         require(lr > 0, "lr", lr, "above 0")
+        require(lr_batch is None or lr_batch > 0, "lr_batch", lr_batch, "above 0, or null")
         for key, value in {"warmup_epochs": warmup_epochs, "cooldown_epochs": cooldown_epochs}.items():
             require(value >= 0, key, value, "0 or more")
         for key, value in {"warmup_lr": warmup_lr, "min_lr": min_lr}.items():
@@ -100,7 +111,30 @@ class VisionTask(LightningModule):
     def draw(self, folder: Path, classes: list[str]) -> None:
         """Draw pictures of the last validation into a run folder; by default none."""
 
-    # Training
+    # Before the training
+
+    def setup(self, stage: str) -> None:
+        """Switch on what costs time or memory in another way."""
+        if self.hparams["grad_checkpointing"]:
+            if not hasattr(self.model, "set_grad_checkpointing"):
+                raise ValueError(f"grad_checkpointing is not there for {type(self.model).__name__}")
+            self.model.set_grad_checkpointing()
+        if self.hparams["compile"] and stage == "fit":
+            self.model.compile()
+
+    def configure_model(self) -> None:
+        """Shard the network over the devices where the strategy is ModelParallelStrategy (FSDP2)."""
+        mesh = self.device_mesh
+        if mesh is None or isinstance(self.model, FSDPModule):
+            return
+        if self.hparams["ema_decay"]:
+            raise ValueError("ema_decay must be 0 with a sharded network: each device would need all of the average")
+        for module in list(self.model.modules()):
+            if isinstance(module, nn.ModuleList | nn.Sequential):
+                for block in module:
+                    if any(True for _ in block.children()):
+                        fully_shard(block, mesh=mesh["data_parallel"])
+        fully_shard(self.model, mesh=mesh["data_parallel"])
 
     def configure_callbacks(self) -> list[Callback]:
         """Average the weights if asked to."""
@@ -110,10 +144,10 @@ class VisionTask(LightningModule):
         """Build the optimizer, and the schedule that sets its learning rates before each update."""
         hp: Any = self.hparams
         given = {key: hp[key] for key in ("betas", "eps") if hp[key] is not None}
-        optimizer = create_optimizer_v2(
-            self.model, hp.opt, lr=hp.lr, weight_decay=hp.weight_decay, layer_decay=hp.layer_decay, **given
-        )
         self.trainer.fit_loop.setup_data()  # or else the number of batches is unknown where only max_steps is set
+        optimizer = create_optimizer_v2(
+            self.model, hp.opt, lr=self._scaled_lr(), weight_decay=hp.weight_decay, layer_decay=hp.layer_decay, **given
+        )
         if self.trainer.estimated_stepping_batches in (-1, math.inf):
             raise ValueError("the schedule needs an end: set trainer.max_epochs or trainer.max_steps")
         updates = int(self.trainer.estimated_stepping_batches)
@@ -133,6 +167,17 @@ class VisionTask(LightningModule):
             updates_per_epoch=1,
         )
         return optimizer
+
+    def _scaled_lr(self) -> float:
+        hp: Any = self.hparams
+        if hp.lr_batch is None:
+            return hp.lr
+        loader: Any = self.trainer.train_dataloader
+        images = getattr(loader.sampler, "total", None) or loader.batch_size * self.trainer.world_size
+        images *= self.trainer.accumulate_grad_batches
+        scaled = hp.lr * images / hp.lr_batch
+        rank_zero_info(f"learning rate {scaled:.4g} = {hp.lr:.4g} x {images} / {hp.lr_batch} images per update")
+        return scaled
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the learning rates: a function of the update alone, so a resumed run follows its own settings."""
@@ -189,7 +234,11 @@ class VisionTask(LightningModule):
 
     def on_fit_end(self) -> None:
         """Report the image files that could not be read."""
-        if self.unreadable:
+        if self.trainer.world_size > 1:
+            found: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(found, self.unreadable)
+            self.unreadable = {path: None for one in found for path in one}
+        if self.unreadable and self.trainer.is_global_zero:
             count = len(self.unreadable)
             warnings.warn(
                 f"{count} image {'file' if count == 1 else 'files'} could not be read: {some(self.unreadable)}",
@@ -234,6 +283,11 @@ class Stopwatch:
         """Begin a lap now."""
         self.start()
         self._lap = self.images, self.seconds
+
+
+def agreed(trainer: Trainer, one: bool) -> bool:
+    """Return whether something holds on any of the devices, so that all of them do the same."""
+    return trainer.strategy.reduce_boolean_decision(one, all=False) if trainer.world_size > 1 else one
 
 
 def some(paths: dict[str, None], most: int = 3) -> str:

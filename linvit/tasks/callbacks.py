@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from linvit.checkpoints import save_model
+from linvit.tasks.base import agreed
 from linvit.tasks.ema import WeightAverage
 from linvit.tasks.faults import SkipNotFinite
 from linvit.tasks.run_folder import LAST, MODEL, saving
@@ -141,7 +142,7 @@ class LastCheckpoint(ModelCheckpoint):
         between_updates = batch_idx and batch_idx % trainer.accumulate_grad_batches == 0
         if between_updates and not self._validated:
             self._stop_if_interrupted(trainer)
-            if not _diverging(trainer) and _agreed(trainer, self._is_time(batch_idx)):
+            if not _diverging(trainer) and agreed(trainer, self._is_time(batch_idx)):
                 trainer.save_checkpoint(self.path)
                 self._saved_at = time.monotonic()
         self._validated = False
@@ -151,7 +152,7 @@ class LastCheckpoint(ModelCheckpoint):
         return by_steps or (self.minutes is not None and time.monotonic() - self._saved_at >= 60 * self.minutes)
 
     def _stop_if_interrupted(self, trainer: Trainer) -> None:
-        if _agreed(trainer, self.interrupted):
+        if agreed(trainer, self.interrupted):
             self.interrupted = True
             raise KeyboardInterrupt
 
@@ -197,11 +198,6 @@ class LastCheckpoint(ModelCheckpoint):
         """From here on Ctrl-C takes effect at once."""
         super().on_train_end(trainer, pl_module)
         self._training = False
-
-
-def _agreed(trainer: Trainer, one: bool) -> bool:
-    """Return whether it holds on any device, so that all do the same."""
-    return trainer.strategy.reduce_boolean_decision(one, all=False) if trainer.world_size > 1 else one
 
 
 def _diverging(trainer: Any) -> bool:

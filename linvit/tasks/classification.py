@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from linvit.analysis.plots import plot_confusion
 from linvit.checkpoints import load_checkpoint
 from linvit.checks import did_you_mean, require
-from linvit.tasks.base import VisionTask, some
+from linvit.tasks.base import VisionTask, agreed, some
 from linvit.tasks.run_folder import CONFUSION, saving
 
 MOST_CLASSES_TO_CONFUSE = 1000
@@ -143,7 +143,7 @@ class ClassificationTask(VisionTask):
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures of the whole validation."""
-        if not self.val_loss.update_called:
+        if not agreed(self.trainer, self.val_loss.update_called):
             raise ValueError(f"none of the validation images can be read, {some(self.unreadable)}")
         for key, value in self.val_accuracy.compute().items():
             self.log(f"val/{key}", value, prog_bar=key == "top1")

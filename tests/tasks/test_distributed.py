@@ -1,0 +1,107 @@
+"""Several processes compute what one computes with the same total batch, and count every held-out image once."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning import Trainer
+from PIL import Image
+
+from linvit.data import ClassificationData
+from linvit.tasks import ClassificationTask
+from linvit.tasks.callbacks import KeepBest, LastCheckpoint
+from linvit.tasks.faults import SkipNotFinite, StepSeed
+from linvit.tasks.run_folder import AtomicCheckpointIO, MetricsCsv
+
+HELD_OUT = 11  # per class: no multiple of anything
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of noise; one held-out image cannot be read."""
+    root = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    for part, count in (("train", 24), ("val", HELD_OUT)):
+        for level, name in enumerate(("one", "two")):
+            (root / part / name).mkdir(parents=True)
+            for number in range(count):
+                values = random.integers(0, 200, (32, 32, 3)) + 50 * level
+                Image.fromarray(values.astype(np.uint8)).save(root / part / name / f"{number}.png")
+    (root / "val" / "two" / "0.png").write_bytes(b"broken")
+    return root
+
+
+def trained(photos: Path, out: Path, devices: int, total: int = 8, accumulate: int = 1, **settings: Any) -> Any:
+    """Train two epochs and return the figures of the run and its weights."""
+    torch.manual_seed(0)
+    out.mkdir()
+    small = {"img_size": 32, "depth": 1, "embed_dim": 32, "num_heads": 2}  # LayerNorm: no statistics over a batch
+    task = ClassificationTask(2, name="vit_tiny_patch16_224", model_args=small, lr_batch=8, **settings)
+    data = ClassificationData(
+        str(photos), img_size=32, batch_size=total // devices // accumulate, workers=0, crop_pct=1.0
+    )
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=devices,
+        strategy="ddp_fork" if devices > 1 else "auto",
+        max_epochs=2,
+        accumulate_grad_batches=accumulate,
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        logger=[MetricsCsv(out)],
+        plugins=[AtomicCheckpointIO()],
+        callbacks=[
+            StepSeed(0),
+            SkipNotFinite(),
+            KeepBest(out, data.classes, data.input_config()),
+            LastCheckpoint(out, steps=2, minutes=1),
+        ],
+    )
+    trainer.fit(task, data)
+    with (out / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+    return rows, torch.load(out / "last.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.fixture(scope="module")
+def alone(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What one process computes."""
+    return trained(photos, tmp_path_factory.mktemp("runs") / "alone", 1)
+
+
+def same(ours: Any, theirs: Any) -> None:
+    """Compare two runs: in float32, sums in another order differ by 1e-7 each, and Adam divides by small numbers."""
+    for mine, yours in zip(ours[0], theirs[0], strict=True):
+        for name in ("train/loss", "val/loss"):
+            assert float(mine[name]) == pytest.approx(float(yours[name]), rel=1e-4), name
+        for name in ("val/top1", "lr", "step"):
+            assert mine[name] == yours[name], name
+    for name, value in theirs[1].items():
+        torch.testing.assert_close(ours[1][name], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("devices", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_several_processes_learn_what_one_learns(photos: Path, tmp_path: Path, alone: Any, devices: int) -> None:
+    same(trained(photos, tmp_path / "run", devices), alone)
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_held_out_images_count_once(photos: Path, tmp_path: Path, alone: Any) -> None:
+    readable = 2 * HELD_OUT - 1
+    for rows, _ in (alone, trained(photos, tmp_path / "run", 2)):
+        for row in rows:
+            right = float(row["val/top1"]) * readable
+            assert right == pytest.approx(round(right), abs=1e-4)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(photos: Path, tmp_path: Path, alone: Any) -> None:
+    same(trained(photos, tmp_path / "run", 1, accumulate=2), alone)
+
+
+def test_activation_checkpointing_changes_nothing(photos: Path, tmp_path: Path, alone: Any) -> None:
+    same(trained(photos, tmp_path / "run", 1, grad_checkpointing=True), alone)
