@@ -106,6 +106,29 @@ def plot_confusion(matrix: np.ndarray, classes: Sequence[str], out_png: str | Pa
     _save(figure, out_png)
 
 
+def plot_comparison(scores: Mapping[str, Mapping[str, float]], out_png: str | Path) -> None:
+    """Draw models beside each other, a group of bars for each figure.
+
+    Args:
+        scores: For each model its figures by name, shares from 0 to 1; all models have the same ones.
+        out_png: The picture to write.
+    """
+    names = list(next(iter(scores.values())))
+    height = 0.8 / len(scores)
+    figure = Figure(figsize=(8, 1.2 + 0.32 * len(names) * (len(scores) + 1)), layout="constrained")
+    axes = figure.subplots()
+    for row, (model, figures) in enumerate(scores.items()):
+        places = [index + row * height for index in range(len(names))]
+        bars = axes.barh(places, [figures[name] for name in names], height, label=model, color=f"C{row}")
+        axes.bar_label(bars, [f"{figures[name]:.1%}" for name in names], padding=3, fontsize=8)
+    axes.set_yticks([index + height * (len(scores) - 1) / 2 for index in range(len(names))], names)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.08)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8)
+    _save(figure, out_png)
+
+
 def _save(figure: Figure, path: str | Path) -> None:
     with atomic_write(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))

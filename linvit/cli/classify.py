@@ -6,65 +6,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from linvit.checkpoints import class_names, load_model
-from linvit.cli.common import print_facts, print_json, print_rows, progress
-from linvit.data import collate, eval_dataset
+from linvit.cli.common import print_json, print_rows, progress
+from linvit.cli.evaluation import CROP, EVAL_OPTIONS, run_eval
 from linvit.data.datasets import Mnist5k
 from linvit.data.images import UnreadableImage, find_images, load_image
-from linvit.tasks.inference import Classifier, Evaluation
+from linvit.tasks.inference import Classifier
+
+__all__ = ["EVAL_OPTIONS", "PREDICT_OPTIONS", "TITLE", "run_eval", "run_predict"]
 
 TITLE = "classification"
 EMBEDDED = "mnist5k"
 MOST_IN_GRID = 48
 
 
-_CROP = {"--crop-pct": {"type": float, "metavar": "SHARE", "help": "share that the crop keeps (the model's)"}}
-
-EVAL_OPTIONS: dict[str, dict[str, Any]] = {
-    **_CROP,
-    "--confusion": {"type": Path, "metavar": "PNG", "help": "draw the confusion matrix into this file"},
-}
-
 PREDICT_OPTIONS: dict[str, dict[str, Any]] = {
-    **_CROP,
+    **CROP,
     "--top": {"type": int, "default": 5, "metavar": "K", "help": "how many classes to name (5)"},
     "--grid": {"type": Path, "metavar": "PNG", "help": "write all images, with classes and attention, here"},
 }
-
-
-def run_eval(args: Namespace) -> int:
-    """Report top-1, top-5 and loss."""
-    model: Any = load_model(args.model)
-    classifier = Classifier(model, args.device, args.precision, args.img_size, args.crop_pct)
-    names = class_names(model)
-    if model.num_classes != 1000 and not model.pretrained_cfg.get("label_names"):  # a bare checkpoint has no names
-        names = _folders_as_names(args.data, len(names))
-    dataset = eval_dataset(args.data, names, classifier.transform, args.strict)
-    loader = DataLoader(dataset, args.batch_size or 64, num_workers=args.workers, collate_fn=collate)
-    result = classifier.evaluate(progress(loader, len(loader), "evaluating"))
-    record = _record(args, classifier, result)
-    if args.json:
-        print_json(record | {"unreadable": result.unreadable})
-    else:
-        print_facts(_words(record))
-        if result.unreadable:
-            print(f"{len(result.unreadable)} unreadable images left out: {', '.join(result.unreadable[:5])}")
-    if args.confusion:
-        _draw_confusion(result, class_names(model, readable=True), args.confusion)
-    return 0
-
-
-def _folders_as_names(data: str, num_classes: int) -> list[str]:
-    names = eval_dataset(data).classes
-    if len(names) != num_classes:
-        raise ValueError(
-            f"the checkpoint has {num_classes} classes without names, {data} has {len(names)}: give its run folder"
-        )
-    return names
 
 
 def run_predict(args: Namespace) -> int:
@@ -150,44 +112,3 @@ def _with_attention(classifier: Classifier, name: str, image: Image.Image, top: 
     seen = ((pixels * std + mean).clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()
     classes, probabilities = [t["class"] for t in top], [t["probability"] for t in top]
     return Prediction(Image.fromarray(seen), classes, probabilities, Path(name).name, attention)
-
-
-def _record(args: Any, classifier: Classifier, result: Evaluation) -> dict[str, Any]:
-    config = classifier.input_config
-    return {
-        "model": args.model,
-        "data": args.data,
-        "images": result.images,
-        "img_size": list(config["input_size"][1:]),
-        "crop_pct": config["crop_pct"],
-        "interpolation": config["interpolation"],
-        "precision": args.precision,
-        "device": str(classifier.device),
-        "top1": result.top1,
-        "top5": result.top5,
-        "loss": result.loss,
-        "images_per_second": result.images / result.seconds,
-    }
-
-
-def _words(record: dict[str, Any]) -> dict[str, str]:
-    height, width = record["img_size"]
-    return {
-        "model": record["model"],
-        "data": f"{record['data']} ({record['images']:,} images)",
-        "size": f"{height}x{width} pixels, {record['interpolation']}, crop {record['crop_pct']}",
-        "precision": f"{record['precision']} on {record['device']}",
-        "top-1": f"{record['top1']:.2%}",
-        "top-5": f"{record['top5']:.2%}",
-        "loss": f"{record['loss']:.4f}",
-        "speed": f"{record['images_per_second']:.1f} images/s",
-    }
-
-
-def _draw_confusion(result: Evaluation, names: list[str], path: Path) -> None:
-    from linvit.analysis.plots import plot_confusion
-
-    counts = result.confusion
-    seen = torch.nonzero(counts.sum(0) + counts.sum(1)).flatten()  # a subset of ImageNet has few of its 1,000 classes
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plot_confusion(counts[seen][:, seen].numpy(), [names[i] for i in seen], path)

@@ -15,7 +15,7 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.optim import Optimizer
-from torchmetrics import MeanMetric
+from torchmetrics import Metric
 
 from linvit.checks import did_you_mean, require
 from linvit.tasks.ema import WeightAverage
@@ -101,7 +101,7 @@ class VisionTask(LightningModule):
         self.save_hyperparameters(logger=False)
         self.unreadable: dict[str, None] = {}
         self.stopwatch = Stopwatch()
-        self.train_loss = MeanMetric(nan_strategy="disable")
+        self.train_loss = FiniteMean()
 
     def rank(self, figures: dict[str, float]) -> tuple[float, ...]:
         """Return how good figures are: by the watched one, then by a lower loss."""
@@ -186,24 +186,24 @@ class VisionTask(LightningModule):
     def log_training(self, loss: Tensor, size: int) -> None:
         """Log the loss of a batch of ``size`` images, and count them; NaN is left out of the epoch's mean."""
         self.stopwatch.images += size * self.trainer.world_size
-        finite = loss.detach().isfinite()
-        self.train_loss.update(torch.where(finite, loss.detach(), 0), size * finite)
+        self.train_loss.update(loss.detach(), size)
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
         self.log("train/loss_step", loss, prog_bar=True, batch_size=size)
         self.log("lr", self._lr(), batch_size=size)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the mean loss of an epoch that is under way, of all devices."""
-        epoch = self.trainer.fit_loop.epoch_progress.current
-        if epoch.processed < epoch.started:
+        loop = self.trainer.fit_loop
+        done = loop.epoch_loop.batch_progress.current.processed
+        if loop.epoch_progress.current.processed < loop.epoch_progress.current.started and done < loop.max_batches:
             with self.train_loss.sync_context():
-                checkpoint["train_loss"] = self.train_loss.mean_value.cpu(), self.train_loss.weight.cpu()
+                checkpoint["train_loss"] = self.train_loss.total.cpu(), self.train_loss.weight.cpu()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with that mean."""
         if "train_loss" in checkpoint and self.trainer.is_global_zero:
-            value, weight = checkpoint["train_loss"]
-            self.train_loss.mean_value, self.train_loss.weight = value.to(self.device), weight.to(self.device)
+            total, weight = checkpoint["train_loss"]
+            self.train_loss.total, self.train_loss.weight = total.to(self.device), weight.to(self.device)
 
     def _lr(self) -> float:
         return max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
@@ -244,6 +244,29 @@ class VisionTask(LightningModule):
                 f"{count} image {'file' if count == 1 else 'files'} could not be read: {some(self.unreadable)}",
                 stacklevel=2,
             )
+
+
+class FiniteMean(Metric):
+    """Mean of what is finite, by weight, without a look at the values that would wait for a GPU."""
+
+    full_state_update = False
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("total", "weight"):
+            self.add_state(name, torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, value: Tensor, weight: float) -> None:
+        """Add a value."""
+        finite = value.isfinite()
+        self.total += torch.where(finite, value, 0.0) * weight
+        self.weight += weight * finite
+
+    def compute(self) -> Tensor:
+        """Return the mean; NaN if nothing was finite."""
+        return self.total / self.weight
 
 
 class Stopwatch:

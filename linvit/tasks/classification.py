@@ -16,6 +16,7 @@ from linvit.analysis.plots import plot_confusion
 from linvit.checkpoints import load_checkpoint
 from linvit.checks import did_you_mean, require
 from linvit.tasks.base import VisionTask, agreed, some
+from linvit.tasks.distillation import Teacher, distillation_loss, load_teacher
 from linvit.tasks.run_folder import CONFUSION, saving
 
 MOST_CLASSES_TO_CONFUSE = 1000
@@ -43,6 +44,13 @@ class ClassificationTask(VisionTask):
         mixup_switch_prob: Probability of CutMix rather than mixup where both are on.
         mixup_mode: Mix all images of a batch alike, in pairs, or each by itself.
         channels_last: Lay out convolutions with the channels last.
+        teacher: Model to learn from besides the labels: efficientnet_lite0 (comes with linvit), a run folder, a
+            checkpoint file, hf-hub:USER/REPO, or a model that timm has weights for; null for none. Models with a second
+            head for it (CARE) learn with that one.
+        teacher_size: Height and width that the teacher sees; null for what it was trained at.
+        distillation: Learn the teacher's choice (hard) or its class probabilities (soft).
+        distillation_weight: Weight of the teacher, from 0 to 1; the labels have the rest.
+        distillation_temperature: Softens the probabilities of soft distillation.
         **kwargs: The optimizer, its schedule and the average, as for VisionTask.
 
     Attributes:
@@ -69,10 +77,17 @@ class ClassificationTask(VisionTask):
         mixup_switch_prob: float = 0.5,
         mixup_mode: Literal["batch", "pair", "elem"] = "batch",
         channels_last: bool = True,
+        teacher: str | None = None,
+        teacher_size: int | None = None,
+        distillation: Literal["hard", "soft"] = "hard",
+        distillation_weight: float = 0.5,
+        distillation_temperature: float = 1.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         require(num_classes >= 2, "num_classes", num_classes, "at least 2")
+        require(0 <= distillation_weight <= 1, "distillation_weight", distillation_weight, "from 0 to 1")
+        require(distillation_temperature > 0, "distillation_temperature", distillation_temperature, "above 0")
         for key, value in {"mixup": mixup, "cutmix": cutmix}.items():
             require(value >= 0, key, value, "0 or more")
         for key, value in {"mixup_prob": mixup_prob, "mixup_switch_prob": mixup_switch_prob}.items():
@@ -86,6 +101,8 @@ class ClassificationTask(VisionTask):
             if mixup or cutmix
             else None
         )
+        # In a tuple, so that it is no part of this module: it is neither trained nor kept.
+        self._teacher = (Teacher(load_teacher(teacher), teacher_size),) if teacher else ()
         self.val_loss = MeanMetric()
         self.val_accuracy = MetricCollection(
             {
@@ -108,13 +125,29 @@ class ClassificationTask(VisionTask):
 
     # Training
 
+    def on_fit_start(self) -> None:
+        """Acquaint the teacher with the images and classes of the data."""
+        for teacher in self._teacher:
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            if data is None:
+                raise ValueError("a teacher needs a data module, which says what was done to the images")
+            teacher.meet(data.input_config(), data.classes, self.device)
+            if hasattr(self.model, "set_distilled_training"):
+                self.model.set_distilled_training(True)
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> STEP_OUTPUT:
         """Return the loss of a batch."""
         self.unreadable.update(dict.fromkeys(batch["unreadable"]))
         if batch["image"] is None:
             return None
         image, target = self._mix(batch["image"], batch["target"])
-        loss = F.cross_entropy(self(image).float(), target, label_smoothing=self.hparams["smoothing"])
+        hp: Any = self.hparams
+        outputs = self(image)
+        logits, taught = outputs if isinstance(outputs, tuple) else (outputs, outputs)
+        loss = F.cross_entropy(logits.float(), target, label_smoothing=hp.smoothing)
+        for teacher in self._teacher:
+            distance = distillation_loss(taught.float(), teacher(image), hp.distillation, hp.distillation_temperature)
+            loss = (1 - hp.distillation_weight) * loss + hp.distillation_weight * distance
         self.log_training(loss, len(image))
         return loss
 

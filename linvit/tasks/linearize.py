@@ -80,6 +80,7 @@ class LinearizeTask(ClassificationTask):
 
     def on_fit_start(self) -> None:
         """Bring the original to where the batches are."""
+        super().on_fit_start()
         for original in self._original:
             original.to(self.device)
 

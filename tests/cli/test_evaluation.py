@@ -1,0 +1,158 @@
+"""``linvit eval`` of classifiers beyond top-1: independent agreement, crops, corruption, calibration, several models."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import RealLabelsImagenet
+from torchvision import transforms
+from torchvision.datasets import ImageFolder as TorchvisionFolder
+
+import linvit
+from linvit.data.corruptions import CORRUPTIONS, SEVERITIES, Corruption
+from linvit.tasks.distillation import load_teacher
+from linvit.tasks.inference import Classifier
+
+IMAGENETTE = Path("/tmp/d/imagenette128/val")
+EACH = 6
+
+
+@pytest.mark.skipif(not IMAGENETTE.is_dir(), reason="needs Imagenette")
+def test_top1_is_what_torchvision_measures_image_for_image(linvit_command: Any, tmp_path: Path) -> None:
+    for folder in IMAGENETTE.iterdir():
+        (tmp_path / "data" / folder.name).mkdir(parents=True)
+        for path in sorted(folder.iterdir())[:EACH]:
+            shutil.copy(path, tmp_path / "data" / folder.name)
+    model: Any = load_teacher("efficientnet_lite0").eval()
+    linvit.save_model(model, tmp_path / "model", classes=[], input_config=timm.data.resolve_model_data_config(model))
+
+    steps = [
+        transforms.Resize(146, transforms.InterpolationMode.BICUBIC),
+        transforms.CenterCrop(128),
+        transforms.ToTensor(),
+        transforms.Normalize((127 / 255,) * 3, (128 / 255,) * 3),
+    ]
+    theirs = TorchvisionFolder(str(tmp_path / "data"), transforms.Compose(steps))
+    wnids = timm.data.ImageNetInfo("imagenet-1k").label_names()
+    columns = torch.tensor([wnids.index(name) for name in theirs.classes])
+    images, targets = zip(*theirs, strict=True)
+    with torch.no_grad():
+        predicted = model(torch.stack(images)).argmax(1)
+    hits = predicted == columns[torch.tensor(targets)]
+
+    classes = tmp_path / "classes.csv"
+    given = ("--img-size", "128", "--per-class", classes, "--workers", "0", "--json")
+    said = linvit_command("eval", tmp_path / "model", tmp_path / "data", *given)
+    assert said.json["images"] == len(hits) == 10 * EACH
+    assert said.json["top1"] == pytest.approx(float(hits.float().mean()))
+    assert said.json["top1"] > 0.3
+    with classes.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [round(float(row["accuracy"]) * EACH) for row in rows] == hits.view(10, EACH).sum(1).tolist()
+
+
+def test_crops_are_averaged_as_probabilities(run_folder: Path) -> None:
+    image = Image.fromarray(np.random.RandomState(0).randint(0, 256, (50, 70, 3)).astype(np.uint8))
+    model: Any = linvit.load_model(run_folder)
+    for crops, make in ((5, transforms.FiveCrop), (10, transforms.TenCrop)):
+        classifier = Classifier(model, "cpu", img_size=32, crop_pct=0.8, crops=crops)
+        resize = transforms.Resize(40, transforms.InterpolationMode.BILINEAR)
+        finish = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.25,) * 3)])
+        views = torch.stack([finish(crop) for crop in make(32)(resize(image))])
+        with torch.no_grad():
+            expected = model(views).softmax(1).mean(0)
+        torch.testing.assert_close(classifier.predict([image])[0], expected)
+    with pytest.raises(ValueError, match=r"5 crops need a crop_pct below 1: at 1\.0 they are all the same"):
+        Classifier(model, "cpu", crops=5)
+    with pytest.raises(ValueError, match="crops must be 1, 5 or 10, not 3"):
+        Classifier(model, "cpu", crops=3)
+
+
+def test_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
+    class Sure(torch.nn.Module):
+        num_classes = 2
+        pretrained_cfg = {"input_size": (3, 8, 8)}  # noqa: RUF012
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return torch.tensor([[0.0, 4.0]]).log_softmax(1).expand(len(image), 2)
+
+    target = torch.tensor([1] * 6 + [0] * 4)
+    batch = {"image": torch.zeros(10, 3, 8, 8), "target": target, "unreadable": []}
+    result = Classifier(Sure(), "cpu").evaluate([batch])
+    confidence = float(torch.tensor([0.0, 4.0]).softmax(0)[1])
+    assert result.calibration_error == pytest.approx(confidence - 0.6, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_corruptions_grow_with_severity_and_never_change(name: str) -> None:
+    ramp = np.linspace(40, 200, 64)
+    waves = 30 * np.sin(np.arange(64) * 1.3)
+    image = Image.fromarray((ramp[:, None, None] + waves[None, :, None] + np.array([0, 10, 20])).astype(np.uint8))
+    clean = np.asarray(image, dtype=float)
+    errors = []
+    for severity in SEVERITIES:
+        corrupted = Corruption(name, severity)(image)
+        assert (corrupted.mode, corrupted.size) == ("RGB", image.size)
+        assert np.array_equal(corrupted, Corruption(name, severity)(image.copy()))
+        errors.append(np.abs(np.asarray(corrupted, dtype=float) - clean).mean())
+    assert errors[0] > 1
+    assert errors == sorted(errors)
+
+
+def test_unknown_corruptions_are_named() -> None:
+    with pytest.raises(ValueError, match="corruption must be one of gaussian_noise, .* not 'rain'"):
+        Corruption("rain", 1)
+    with pytest.raises(ValueError, match="severity must be from 1 to 5, not 6"):
+        Corruption("pixelate", 6)
+
+
+def test_models_are_compared_in_a_table_and_a_chart(
+    linvit_command: Any, run_folder: Path, photos: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(run_folder, other)
+    given = ("--against", other, "--corrupt", "contrast", "pixelate", "--workers", "0", "--device", "cpu")
+    said = linvit_command("eval", run_folder, photos, *given, "--chart", tmp_path / "chart.png", "--json")
+    assert said.code == 0, said.err
+    first, second = said.json
+    assert [first["model"], second["model"]] == [str(run_folder), str(other)]
+    assert first["top1"] == second["top1"]
+    assert {kind: len(found) for kind, found in first["corrupted_top1"].items()} == {"contrast": 5, "pixelate": 5}
+    assert Image.open(tmp_path / "chart.png").size[0] > 300
+    said = linvit_command("eval", run_folder, photos, *given)
+    for word in ("top-1", "contrast", "pixelate", "calibration"):
+        assert word in said.out
+    for wrong, message in (
+        (("--against", run_folder), "--against names a model twice"),
+        (("--corrupt", "rain"), "corruption must be one of"),
+        (("--real",), "--real is for the 50,000 validation images of ImageNet"),
+    ):
+        said = linvit_command("eval", run_folder, photos, *wrong, "--workers", "0")
+        assert (said.code, message in said.err) == (2, True), said.err
+
+
+def test_real_labels_count_any_of_an_images_labels_and_leave_out_images_without(
+    linvit_command: Any, tmp_path: Path
+) -> None:
+    labels = RealLabelsImagenet([""] * 50_000).real_labels
+    none = next(name for name, found in labels.items() if not found)
+    several = next(name for name, found in labels.items() if len(found) > 1)
+    model = timm.create_model("test_efficientnet").eval()
+    model.classifier.bias.data[labels[several][1]] = 100  # the only class it ever names
+    wnids = timm.data.ImageNetInfo("imagenet-1k").label_names()
+    config = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear"}
+    linvit.save_model(model, tmp_path / "model", classes=[], input_config=config | {"crop_pct": 1.0})
+    for name in (none, several):
+        (tmp_path / "val" / wnids[0]).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "val" / wnids[0] / name)
+    said = linvit_command("eval", tmp_path / "model", tmp_path, "--real", "--workers", "0", "--json")
+    assert said.code == 0, said.err
+    assert json.loads(said.out)["real_top1"] == 1
+    assert said.json["top1"] == 0
