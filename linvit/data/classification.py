@@ -1,34 +1,26 @@
 """The Lightning data module for classification: every setting of a training run that is about images."""
 
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, get_args
 from unittest.mock import patch
 
-import torch
 from PIL import Image
 from timm.data import auto_augment as timm_policies
 from timm.data import create_transform
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torch.utils.data import DataLoader
 from torchvision.transforms import Compose
 
 from linvit.checks import require
-from linvit.data.datasets import (
-    DIGITS,
-    ImageFolder,
-    Mnist5k,
-    Sample,
-    Transform,
-    class_folders,
-    collate,
-    eval_dataset,
-    split_folders,
-)
+from linvit.data.datasets import ImageFolder, ImageSet, Mnist5k, Transform, collate, eval_dataset
 from linvit.data.loading import cores
 from linvit.data.module import VisionData
+from linvit.data.sources import Kind, Source, open_source, warn_about
 
 __all__ = ["ClassificationData", "ImageFolder", "Mnist5k", "collate", "eval_dataset"]
+
+DEFAULT_BATCH = 128
+LEAST_UPDATES = 8
+"""Updates that an epoch should have, where the batch size is not given."""
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 
@@ -39,9 +31,14 @@ class ClassificationData(VisionData):
     Unreadable images are replaced in training, left out of evaluation, and listed in each batch, unless ``strict``.
 
     Args:
-        root: Folder with train/CLASS/IMAGE and val/CLASS/IMAGE (or validation, or test); null: the embedded MNIST-5k.
+        root: Folder with train/CLASS/IMAGE and val/CLASS/IMAGE (or validation, or test), or with CLASS/IMAGE alone,
+            which is then split; or what source says; null: the embedded MNIST-5k.
+        source: What is at root: such folders; WebDataset's tar files (shards) train*.tar and val*.tar; or a data set of
+            Hugging Face, saved to a folder or by its name on the hub. auto finds out for what is in a folder.
+        val_share: Share of each class to hold out where a folder has no held-out part; copies stay together.
+        cache: Decode all images once and keep them in memory: three bytes a pixel.
         img_size: Height and width in pixels that images are brought to, for training and evaluation.
-        batch_size: Images per batch and device.
+        batch_size: Images per batch and device; null: 128, or fewer where an epoch would have less than 8 updates.
         workers: Processes that load images, 0 for the main one; null: one per core, 16 at most.
         strict: Stop at the first unreadable image.
         scale: Least and greatest share of an image's area that a random training crop takes.
@@ -67,8 +64,11 @@ class ClassificationData(VisionData):
     def __init__(
         self,
         root: str | None = None,
+        source: Kind = "auto",
+        val_share: float = 0.2,
+        cache: bool = False,
         img_size: int = 224,
-        batch_size: int = 128,
+        batch_size: int | None = None,
         workers: int | None = None,
         strict: bool = False,
         scale: tuple[float, float] = (0.08, 1.0),
@@ -88,7 +88,8 @@ class ClassificationData(VisionData):
         if hflip is None:
             hflip = 0.0 if root is None else 0.5
         require(img_size >= 1, "img_size", img_size, "at least 1")
-        require(batch_size >= 1, "batch_size", batch_size, "at least 1")
+        require(batch_size is None or batch_size >= 1, "batch_size", batch_size, "at least 1, or null")
+        require(0 < val_share < 1, "val_share", val_share, "between 0 and 1")
         require(workers is None or workers >= 0, "workers", workers, "0 or more")
         require(0 < scale[0] <= scale[1] <= 1, "scale", scale, "two rising shares above 0, up to 1")
         require(0 < ratio[0] <= ratio[1], "ratio", ratio, "two rising numbers above 0")
@@ -102,7 +103,10 @@ class ClassificationData(VisionData):
         require(repeats >= 1, "repeats", repeats, "1 or more")
         require(seed >= 0, "seed", seed, "0 or more")
         self.root = root
-        self.batch_size = batch_size
+        self.source = source
+        self.val_share = val_share
+        self.cache = cache
+        self._batch_size = batch_size
         self.workers = min(16, cores()) if workers is None else workers
         self.strict = strict
         self.repeats = repeats
@@ -136,10 +140,10 @@ class ClassificationData(VisionData):
         """Return what a model must know to prepare its input, under timm's names."""
         return dict(self._input)
 
-    @cached_property
+    @property
     def classes(self) -> list[str]:
-        """Class names in the order of the targets; reads folder names only."""
-        return list(DIGITS) if self.root is None else class_folders(self._folders[0])
+        """Class names in the order of the targets; of folders, reads their names only."""
+        return self._source.classes
 
     @property
     def num_classes(self) -> int:
@@ -147,33 +151,37 @@ class ClassificationData(VisionData):
         return len(self.classes)
 
     @cached_property
-    def train_set(self) -> ImageFolder | Mnist5k:
+    def train_set(self) -> Any:
         """The training images, augmented; ValueError where they do not fill one batch."""
-        dataset = (
-            Mnist5k(train=True, transform=self.train_transform)
-            if self.root is None
-            else ImageFolder(self._folders[0], self.classes, self.train_transform, self.strict, replace_unreadable=True)
-        )
+        dataset = self._source.train(self.train_transform, self.strict)
         allowed = f"at most {len(dataset)}, the number of training images"
-        require(self.batch_size <= len(dataset), "batch_size", self.batch_size, allowed)
-        return dataset
+        require((self._batch_size or 1) <= len(dataset), "batch_size", self._batch_size, allowed)
+        return self._kept(dataset)
 
     @cached_property
-    def val_set(self) -> ImageFolder | Mnist5k:
+    def val_set(self) -> Any:
         """The held-out images, centre-cropped."""
-        if self.root is None:
-            return Mnist5k(train=False, transform=self.eval_transform)
-        return ImageFolder(self._folders[1], self.classes, self.eval_transform, self.strict)
+        return self._kept(self._source.held_out(self.eval_transform, self.strict))
+
+    @property
+    def batch_size(self) -> int:
+        """Images per batch and device."""
+        return self._batch_size or min(DEFAULT_BATCH, max(1, len(self.train_set) // LEAST_UPDATES))
 
     def setup(self, stage: str | None = None) -> None:
         """Find the images now, so that a wrong folder is reported before anything starts."""
         _ = self.val_set
-        if stage in (None, "fit"):
-            _ = self.train_set
+        if stage in (None, "fit") and "train_set" not in vars(self) and isinstance(self.train_set, ImageSet):
+            warn_about(self.train_set, self.val_set)
+
+    def _kept(self, dataset: Any) -> Any:
+        if self.cache and isinstance(dataset, ImageSet):
+            dataset.keep_in_memory()
+        return dataset
 
     @cached_property
-    def _folders(self) -> tuple[Path, Path]:
-        return split_folders(Path(self.root or ""))
+    def _source(self) -> Source:
+        return open_source(self.source, self.root, self.val_share)
 
 
 def _posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:

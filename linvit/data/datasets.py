@@ -3,6 +3,7 @@
 import functools
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -36,12 +37,92 @@ class Batch(TypedDict):
     unreadable: list[str]
 
 
-class ImageFolder(Dataset[Sample]):
-    """Images in one folder per class: ``root/<class>/**/<image>``.
+class ImageSet(Dataset[Sample]):
+    """Images with their classes, wherever they come from.
 
     An unreadable image raises if ``strict``. Otherwise its path is noted in the sample's ``unreadable``, and the next
     readable sample stands in for it (training) or its ``image`` is None (evaluation, where every image counts once).
     The same file is noted each time it is met, so count distinct paths.
+
+    Attributes:
+        classes: Class names; a target is an index into them.
+        samples: ``(path, target)`` of every image.
+        transform: Turns the image, in mode RGB, into what a sample holds.
+        strict: Raise on an unreadable image.
+        replace_unreadable: Put the next readable sample in the place of an unreadable one.
+    """
+
+    classes: list[str]
+    samples: list[tuple[str, int]]
+    transform: Transform | None = None
+    strict: bool = False
+    replace_unreadable: bool = False
+    _kept: "KeptImages | None" = None
+
+    def load(self, index: int) -> Image.Image:
+        """Return an image in mode RGB; raises UnreadableImage."""
+        raise NotImplementedError
+
+    def keep_in_memory(self) -> None:
+        """Decode all images now and keep them."""
+        self._kept = KeptImages(self)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        unreadable = []
+        target = self.samples[index][1]
+        for step in range(len(self) if self.replace_unreadable else 1):
+            chosen = (index + step) % len(self)
+            path, target = self.samples[chosen]
+            try:
+                image = (self._kept or self).load(chosen)
+            except UnreadableImage:
+                if self.strict:
+                    raise
+                unreadable.append(path)
+                continue
+            return Sample(image=_apply(self.transform, image), target=target, unreadable=unreadable)
+        if self.replace_unreadable:
+            raise UnreadableImage(f"none of the {len(self)} images can be read, such as {self.samples[0][0]}")
+        return Sample(image=None, target=target, unreadable=unreadable)
+
+
+class KeptImages:
+    """Decoded images, one after the other in one array that loading processes share.
+
+    Args:
+        images: Where from; what cannot be read is read again when it is asked for.
+    """
+
+    def __init__(self, images: ImageSet) -> None:
+        self._images = images
+
+        def pixels(index: int) -> np.ndarray | None:
+            try:
+                return np.asarray(images.load(index))
+            except UnreadableImage:
+                return None
+
+        with ThreadPoolExecutor() as pool:  # Pillow decodes without Python's lock
+            found = list(pool.map(pixels, range(len(images))))
+        self._shapes = [None if one is None else one.shape for one in found]
+        sizes = [0 if one is None else one.size for one in found]
+        self._ends = np.cumsum(sizes)
+        self._pixels = np.concatenate([np.ravel(one) for one in found if one is not None] or [np.empty(0, np.uint8)])
+
+    def load(self, index: int) -> Image.Image:
+        """Return an image in mode RGB; raises UnreadableImage."""
+        shape = self._shapes[index]
+        if shape is None:
+            return self._images.load(index)
+        end = int(self._ends[index])
+        return Image.fromarray(self._pixels[end - int(np.prod(shape)) : end].reshape(shape))
+
+
+class ImageFolder(ImageSet):
+    """Images in one folder per class: ``root/<class>/**/<image>``; ``samples`` are sorted by folder name and path.
 
     Args:
         root: The folder that holds the class folders; hidden folders and files are left out.
@@ -50,10 +131,6 @@ class ImageFolder(Dataset[Sample]):
         transform: Turns the image, in mode RGB, into what a sample holds.
         strict: Raise on an unreadable image.
         replace_unreadable: Put the next readable sample in the place of an unreadable one.
-
-    Attributes:
-        classes: Class names; a target is an index into them.
-        samples: ``(path, target)`` of every image, sorted by folder name and path.
 
     Raises:
         FileNotFoundError: ``root`` is missing.
@@ -89,25 +166,9 @@ class ImageFolder(Dataset[Sample]):
         self.strict = strict
         self.replace_unreadable = replace_unreadable
 
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        unreadable = []
-        target = self.samples[index][1]
-        for step in range(len(self) if self.replace_unreadable else 1):
-            path, target = self.samples[(index + step) % len(self)]
-            try:
-                image = load_image(path)
-            except UnreadableImage:
-                if self.strict:
-                    raise
-                unreadable.append(path)
-                continue
-            return Sample(image=_apply(self.transform, image), target=target, unreadable=unreadable)
-        if self.replace_unreadable:
-            raise UnreadableImage(f"none of the {len(self)} images in {self.root} can be read")
-        return Sample(image=None, target=target, unreadable=unreadable)
+    def load(self, index: int) -> Image.Image:
+        """Return an image in mode RGB; raises UnreadableImage."""
+        return load_image(self.samples[index][0])
 
 
 class Mnist5k(Dataset[Sample]):
@@ -196,21 +257,18 @@ def class_folders(root: Path) -> list[str]:
     return folders
 
 
-def split_folders(root: Path) -> tuple[Path, Path]:
-    """Find the folder to train on and the one to evaluate on.
+def split_folders(root: Path) -> tuple[Path, Path | None]:
+    """Find the folder to train on and the one to evaluate on; None where the latter is to be split off the former.
 
     Raises:
-        FileNotFoundError: ``root`` or one of the two is missing.
+        FileNotFoundError: ``root`` is missing, or there is nothing to train on in it.
         NotADirectoryError: ``root`` is a file.
     """
     has = _subfolders(root)
     train, held_out = _split(root, ("train",)), _split(root, EVAL_FOLDERS)
-    if train is None:
+    if train is None and held_out is not None:
         raise FileNotFoundError(f"{root} lacks train/CLASS/IMAGE; its folders: {_some(has)}")
-    if held_out is None:
-        looked_for = " or ".join(f"{name}/CLASS/IMAGE" for name in EVAL_FOLDERS)
-        raise FileNotFoundError(f"{root} lacks {looked_for}; its folders: {_some(has)}")
-    return train, held_out
+    return train or root, held_out
 
 
 def _split(root: str | os.PathLike[str], names: tuple[str, ...]) -> Path | None:

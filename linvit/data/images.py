@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import io
 import os
 from pathlib import Path
 
@@ -33,7 +34,7 @@ class UnreadableImage(ValueError):
         super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
 
 
-def load_image(path: str | os.PathLike[str]) -> Image.Image:
+def load_image(path: str | os.PathLike[str], content: bytes | None = None) -> Image.Image:
     """Read an image file as a person would see it.
 
     The EXIF orientation is applied, transparent pixels are laid on white, 16-bit gray is scaled to 8 bits, and of an
@@ -41,6 +42,7 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
 
     Args:
         path: The file; its name need not end like an image's.
+        content: What is in the file, if it lies in an archive; the path then only names it.
 
     Returns:
         The image in mode ``RGB``, at least 1x1 pixels.
@@ -50,14 +52,15 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
             range (floating point, or integers outside 16 bits).
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             image.load()
             # Cameras and editors write broken EXIF blocks around sound pixels.
             with contextlib.suppress(Exception):
                 ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image)
     except Exception as error:  # On damaged files Pillow's decoders raise almost anything.
-        raise UnreadableImage(f"cannot read image {path}: {_reason(path, error)}") from error
+        empty = not (os.path.getsize(path) if content is None and os.path.isfile(path) else content)
+        raise UnreadableImage(f"cannot read image {path}: {_reason(error, empty)}") from error
 
 
 def find_images(patterns: list[str]) -> list[Path]:
@@ -144,10 +147,10 @@ def _sixteen_to_eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
-def _reason(path: str | os.PathLike[str], error: Exception) -> str:
+def _reason(error: Exception, empty: bool) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, UnidentifiedImageError):
-        return "not an image that Pillow knows" if os.path.getsize(path) else "the file is empty"
+        return "the file is empty" if empty else "not an image that Pillow knows"
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__

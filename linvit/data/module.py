@@ -32,7 +32,7 @@ class VisionData(LightningDataModule):
 
     train_set: Any
     val_set: Any
-    batch_size: int
+    batch_size: Any
     workers: int
     seed: int = 0
     repeats: int = 1

@@ -177,7 +177,10 @@ def _transform(config: dict[str, Any], crops: int, corruption: Callable[[Image.I
     if crops == 1 and corruption is None:
         return whole
     cut = next(index for index, step in enumerate(whole.transforms) if isinstance(step, CenterCrop))
-    resize, finish = Compose(whole.transforms[:cut]), Compose([*filter(None, [corruption]), *whole.transforms[cut + 1 :]])
+    resize, finish = (
+        Compose(whole.transforms[:cut]),
+        Compose([*filter(None, [corruption]), *whole.transforms[cut + 1 :]]),
+    )
     if crops == 1:
         return Compose([resize, whole.transforms[cut], finish])
     take = (FiveCrop if crops == 5 else TenCrop)(config["input_size"][1:])

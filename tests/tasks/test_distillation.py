@@ -97,8 +97,8 @@ def test_cares_second_head_learns_from_the_teacher_and_the_first_from_the_labels
     heard: dict[str, Any] = {}
     step = task.training_step
 
-    def training_step(batch: Any, index: int) -> Any:
-        heard["loss"] = step(batch, index)
+    def training_step(batch: Any, batch_idx: int) -> Any:
+        heard["loss"] = step(batch, batch_idx)
         with torch.no_grad():
             head, second = task.model(batch["image"])
             choice = task._teacher[0](batch["image"]).argmax(1)
