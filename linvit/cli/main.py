@@ -105,7 +105,7 @@ def _one_line(error: Exception) -> str:
         text += ': pip install "linvit[train,deploy]"'
     if found := re.search(r"DataLoader worker .*?(?:killed by (signal: [^.]*)|exited unexpectedly)", text):
         text = f"a process that loads images was killed ({found[1] or 'it is gone'}), often for lack of memory: "
-        text += "load with fewer of them (--data.workers 1), or with none to see why (--data.workers 0)"
+        text += "load with fewer of them, or with none to see why (--data.workers 0 in training, else --workers 0)"
     if "Traceback (most recent call last)" in text:  # from a worker process: its last line is what was raised there
         text = text.splitlines()[-1].partition(": ")[2] or text.splitlines()[-1]
     return " ".join(text.split())

@@ -1,7 +1,8 @@
 """The run folder: what lies in it, the check that it can be used, and writers that never leave half a file.
 
 ``config.yaml`` (all settings), ``metrics.csv`` and TensorBoard events, ``last.ckpt`` (to resume from) and the one
-before it, ``previous.ckpt`` (should the last be damaged), and of the best weights so far ``model.safetensors``, ``config.json`` and ``confusion_matrix.png``; at the end ``curves.png``.
+before it, ``previous.ckpt`` (should the last be damaged), and of the best weights so far ``model.safetensors``,
+``config.json`` and ``confusion_matrix.png``; at the end ``curves.png``.
 """
 
 import csv
