@@ -3,8 +3,6 @@
 import csv
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,22 +66,20 @@ def checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def killed_at(call: int, arguments: list[str]) -> None:
-    """Train in another process that kills itself in the ``call``-th training step, as a lost machine would."""
-    code = f"""
-import os, signal, sys
-from linvit.cli.main import main
-from linvit.tasks import ClassificationTask
-step, calls = ClassificationTask.training_step, []
-def last_step(self, *args):
-    calls.append(None)
-    if len(calls) == {call}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, *args)
-ClassificationTask.training_step = last_step
-main({arguments!r})
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    """Train in a process that kills itself in the ``call``-th training step, as a lost machine would."""
+    child = os.fork()
+    if child == 0:
+        step, calls = ClassificationTask.training_step, iter(range(1, call))
+
+        def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
+            if next(calls, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(self, batch, batch_idx)
+
+        ClassificationTask.training_step = training_step  # type: ignore[method-assign]
+        main(arguments)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
 @pytest.fixture(scope="module")
