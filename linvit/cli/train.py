@@ -151,7 +151,7 @@ class TrainCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what is not a setting of the data, the task or the trainer."""
         parser.link_arguments("data", "model.num_classes", compute_fn=_checked_classes, apply_on="instantiate")
-        if issubclass(self.datamodule_class, VisionData):
+        if issubclass(self._task.classes()[1], VisionData):
             parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.add_argument(
             "--checkpoint.minutes", type=float | None, default=15.0, help="Write last.ckpt within an epoch that often."

@@ -60,7 +60,7 @@ class VisionData(LightningDataModule):
     def state_dict(self) -> dict[str, int]:
         """Return how far training has come in which epoch: with the seed, that is all the randomness there is."""
         assert self.trainer is not None
-        loop = self.trainer.fit_loop
+        loop: Any = self.trainer.fit_loop
         epoch, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress.current.processed
         if epoch.processed == epoch.started:  # between two epochs
             batches = 0

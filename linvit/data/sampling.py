@@ -18,9 +18,9 @@ __all__ = ["Draw", "Drawn", "EvalBatches", "TrainBatches", "seeded"]
 
 
 class Draw(NamedTuple):
-    """One image to load: its index in the data set, and what its randomness follows from (None: it has none)."""
+    """One image to load: its number in the data set, and what its randomness follows from (None: it has none)."""
 
-    index: int
+    number: int
     seed: tuple[int, ...] | None = None
 
 
@@ -120,7 +120,7 @@ class Drawn(Dataset[Any]):
         samples = []
         for draw in draws:
             with seeded(draw.seed):
-                samples.append(self.dataset[draw.index])
+                samples.append(self.dataset[draw.number])
         return samples
 
 

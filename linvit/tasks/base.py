@@ -116,9 +116,10 @@ class VisionTask(LightningModule):
     def setup(self, stage: str) -> None:
         """Switch on what costs time or memory in another way."""
         if self.hparams["grad_checkpointing"]:
-            if not hasattr(self.model, "set_grad_checkpointing"):
+            switch: Any = getattr(self.model, "set_grad_checkpointing", None)
+            if switch is None:
                 raise ValueError(f"grad_checkpointing is not there for {type(self.model).__name__}")
-            self.model.set_grad_checkpointing()
+            switch()
         if self.hparams["compile"] and stage == "fit":
             self.model.compile()
 
@@ -193,7 +194,7 @@ class VisionTask(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the mean loss of an epoch that is under way, of all devices."""
-        loop = self.trainer.fit_loop
+        loop: Any = self.trainer.fit_loop
         done = loop.epoch_loop.batch_progress.current.processed
         if loop.epoch_progress.current.processed < loop.epoch_progress.current.started and done < loop.max_batches:
             with self.train_loss.sync_context():

@@ -132,8 +132,8 @@ class ClassificationTask(VisionTask):
             if data is None:
                 raise ValueError("a teacher needs a data module, which says what was done to the images")
             teacher.meet(data.input_config(), data.classes, self.device)
-            if hasattr(self.model, "set_distilled_training"):
-                self.model.set_distilled_training(True)
+            if switch := getattr(self.model, "set_distilled_training", None):
+                switch(True)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> STEP_OUTPUT:
         """Return the loss of a batch."""

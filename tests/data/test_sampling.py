@@ -11,7 +11,7 @@ from linvit.data.sampling import Draw, Drawn, EvalBatches, TrainBatches, seeded
 
 
 def indices(batches: list[list[Draw]]) -> list[int]:
-    return [draw.index for draw in chain(*batches)]
+    return [draw.number for draw in chain(*batches)]
 
 
 def test_an_epoch_has_every_image_once_in_its_own_order() -> None:
@@ -46,7 +46,7 @@ def test_resumed_it_goes_on_with_the_next_batch_and_then_as_ever() -> None:
 
 def test_repeated_images_have_their_own_randomness() -> None:
     draws = list(chain(*TrainBatches(12, 6, repeats=3)))
-    counts = np.bincount([draw.index for draw in draws], minlength=12)
+    counts = np.bincount([draw.number for draw in draws], minlength=12)
     assert sorted(counts.tolist()) == [0] * 8 + [3] * 4
     assert len({draw.seed for draw in draws}) == len(draws) == 12
 

@@ -121,6 +121,7 @@ def test_what_is_wrong_with_shards_is_named(photos: Path, tmp_path: Path) -> Non
         UnreadableImage, match=r"cannot read image .*train-0\.tar/00000: not an image that Pillow knows"
     ):
         shard[0]
+    (root / "classes.txt").unlink()
     (root / "train-0.tar").write_bytes(b"no tar file at all")
     with pytest.raises(ValueError, match=r"train-0\.tar cannot be read as a tar file"):
         module(root).setup("fit")
