@@ -326,7 +326,8 @@ def _figure(name: str, value: float | None) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Generator[None]:
-    """Silence what Lightning says to programmers."""
+    """Silence what Lightning says to programmers; let linvit speak to the standard error stream."""
+    ours, handler = logging.getLogger("linvit"), logging.StreamHandler()
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
@@ -336,9 +337,12 @@ def _quiet() -> Generator[None]:
             warnings.filterwarnings("ignore", message)
         for logger in loggers:
             logger.setLevel(logging.WARNING)
+        ours.addHandler(handler)
+        ours.setLevel(logging.INFO)
         try:
             yield
         finally:
+            ours.removeHandler(handler)
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
 

@@ -1,5 +1,6 @@
 """What training is, whatever the task: the optimizer and its schedule, the clock, files that could not be read."""
 
+import logging
 import math
 import time
 import warnings
@@ -9,7 +10,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from torchmetrics import Metric
 
 from linvit.checks import did_you_mean, require
 from linvit.tasks.ema import WeightAverage
+
+log = logging.getLogger("linvit")
 
 __all__ = ["Stopwatch", "VisionTask", "agreed", "some"]
 
@@ -130,6 +132,7 @@ class VisionTask(LightningModule):
             return
         if self.hparams["ema_decay"]:
             raise ValueError("ema_decay must be 0 with a sharded network: each device would need all of the average")
+        self.model.to(memory_format=torch.contiguous_format)  # shards of channels-last weights are not possible
         for module in list(self.model.modules()):
             if isinstance(module, nn.ModuleList | nn.Sequential):
                 for block in module:
@@ -177,7 +180,8 @@ class VisionTask(LightningModule):
         images = getattr(loader.sampler, "total", None) or loader.batch_size * self.trainer.world_size
         images *= self.trainer.accumulate_grad_batches
         scaled = hp.lr * images / hp.lr_batch
-        rank_zero_info(f"learning rate {scaled:.4g} = {hp.lr:.4g} x {images} / {hp.lr_batch} images per update")
+        if self.trainer.is_global_zero:
+            log.info(f"learning rate {scaled:.4g} = {hp.lr:.4g} x {images} / {hp.lr_batch} images per update")
         return scaled
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

@@ -223,6 +223,16 @@ def test_resume_takes_new_settings_and_finished_runs(
     assert yaml.safe_load((out / "config.yaml").read_text())["trainer"]["max_epochs"] == 2
 
 
+def test_learning_rate_follows_the_total_batch_and_says_so(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("--model.lr_batch=64", "--trainer.accumulate_grad_batches=2", "--model.warmup_epochs=0")
+    constant = ("--model.min_lr=0.00025", "--trainer.limit_val_batches=0")
+    assert main(arguments(photos, tmp_path / "run", 1, *given, *constant)) == 0
+    assert "learning rate 0.00025 = 0.001 x 16 / 64 images per update\n" in capsys.readouterr().err
+    assert float(metrics(tmp_path / "run")[0]["lr"]) == pytest.approx(0.00025)
+
+
 def test_ctrl_c_at_the_terminal_leaves_a_run_to_resume(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     given = arguments(photos, out, 500, "--data.workers=1")

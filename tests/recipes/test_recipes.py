@@ -1,9 +1,14 @@
 """Recipes: each says how it is run, holds settings that exist, and the demo keeps its promise."""
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
+from timm.models import get_pretrained_cfg
+
+from linvit import list_models
+from linvit.catalogue import PUBLISHED_TOP1
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -21,6 +26,18 @@ def test_recipe_opens_with_its_command_and_holds_settings_that_exist(recipe, lin
     for section, settings in given.items():
         for name, value in settings.items():
             assert resolved[section][name] == value
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_model_has_a_recipe_for_imagenet_that_says_what_to_expect(name):
+    text = (ROOT / "recipes" / "imagenet" / f"{name}.yaml").read_text()
+    top1 = PUBLISHED_TOP1.get(name)
+    assert f"# Expected: {f'{top1} % top-1 (published' if top1 else 'no accuracy was published'}" in text
+    settings = yaml.safe_load(text)
+    assert settings["model"]["name"] == name
+    assert settings["data"]["img_size"] == get_pretrained_cfg(name).input_size[-1]
+    devices = int(re.search(r"--trainer.devices (\d+)", text)[1])
+    assert f"or {devices} devices of {settings['data']['batch_size']} images" in text
 
 
 @pytest.mark.slow
