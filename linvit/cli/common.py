@@ -3,13 +3,13 @@
 import argparse
 import json
 import math
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
+
+from linvit.data.loading import progress
 
 __all__ = ["Parser", "at_least", "print_facts", "print_json", "print_rows", "progress"]
 
@@ -90,8 +90,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def progress(items: Iterable[Any], total: int, description: str) -> Iterable[Any]:
-    """Show a progress bar on the standard error stream, where a person is watching it."""
-    return track(items, description, total=total, console=Console(stderr=True), disable=not sys.stderr.isatty())

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from linvit.data.images import UnreadableImage, images_below, load_image
+from linvit.data.loading import progress
 
 EVAL_FOLDERS = ("val", "validation", "test")
 DIGITS = [str(digit) for digit in range(10)]
@@ -106,7 +107,7 @@ class KeptImages:
                 return None
 
         with ThreadPoolExecutor() as pool:  # Pillow decodes without Python's lock
-            found = list(pool.map(pixels, range(len(images))))
+            found = list(progress(pool.map(pixels, range(len(images))), len(images), "decoding"))
         self._shapes = [None if one is None else one.shape for one in found]
         sizes = [0 if one is None else one.size for one in found]
         self._ends = np.cumsum(sizes)

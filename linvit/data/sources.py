@@ -27,6 +27,7 @@ from linvit.data.datasets import (
     split_folders,
 )
 from linvit.data.images import IMAGE_EXTENSIONS, load_image
+from linvit.data.loading import progress
 
 __all__ = ["Kind", "Shards", "Source", "open_source", "warn_about"]
 
@@ -113,19 +114,20 @@ class _Folders(Source):
     def _split(self) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
         """Split each class by the content of its files: the same whenever it is done, and copies stay together."""
         groups: dict[int, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-        for path, target in ImageFolder(self._train, self.classes).samples:
+        found = ImageFolder(self._train, self.classes).samples
+        for path, target in progress(found, len(found), "splitting"):
             groups[target][fingerprint(path)].append(path)
-        lonely = [self.classes[target] for target, found in groups.items() if len(found) < 2]
+        lonely = [self.classes[target] for target, group in groups.items() if len(group) < 2]
         if lonely:
             raise ValueError(
                 f"{self._train} has no held-out part, and none can be split off {lonely[0]}: it has one image; give it "
                 f"two, or make {self._train}/val"
             )
         parts: tuple[list[tuple[str, int]], ...] = ([], [])
-        for target, found in groups.items():
-            count = min(max(1, round(self._share * len(found))), len(found) - 1)
-            for rank, key in enumerate(sorted(found)):
-                parts[rank < count].extend((path, target) for path in found[key])
+        for target, group in groups.items():
+            count = min(max(1, round(self._share * len(group))), len(group) - 1)
+            for rank, key in enumerate(sorted(group)):
+                parts[rank < count].extend((path, target) for path in group[key])
         train, held_out = (sorted(part, key=lambda sample: (sample[1], sample[0])) for part in parts)
         return train, held_out
 
@@ -157,7 +159,7 @@ class Shards(ImageSet):
         self._places: list[tuple[Path, int, int]] = []
         labels: list[str] = []
         names: list[str] = []
-        for path in paths:
+        for path in progress(paths, len(paths), "indexing"):
             for key, label, start, size in _members(path):
                 self._places.append((path, start, size))
                 labels.append(label)

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -221,6 +222,33 @@ def test_resume_takes_new_settings_and_finished_runs(
     last = 1e-5 + 0.5 * (0.01 - 1e-5) * (1 + math.cos(math.pi * (2 * UPDATES - 1) / (2 * UPDATES)))
     assert float(rows[1]["lr"]) == pytest.approx(last, rel=1e-3), "the schedule is that of the new settings"
     assert yaml.safe_load((out / "config.yaml").read_text())["trainer"]["max_epochs"] == 2
+
+
+def test_a_bare_folder_of_photos_is_enough(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(photos / "train", "my_photos")
+    given = ["--model.name=test_efficientnet", "--data.img_size=32", "--data.workers=0", "--trainer.max_epochs=1"]
+    assert main(["train", "--data.root", "my_photos", *given, "--trainer.accelerator=cpu", "--json"]) == 0
+    said = capsys.readouterr()
+    assert 0 <= json.loads(said.out)["top1"] <= 1
+    assert "2 classes" in said.err
+    assert "warning" not in said.err
+    (run,) = Path("runs").iterdir()
+    assert checkpoint(run)["global_step"] == 9, "38 images to learn from, in batches of 4"
+
+
+def test_bfloat16_that_would_be_emulated_is_told(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = ("--trainer.precision=bf16-mixed", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=0")
+    for able in (False, True):
+        monkeypatch.setattr(
+            torch.cpu, "get_capabilities", lambda able=able: {"architecture": "x86_64", "amx_bf16": able}
+        )
+        assert main(arguments(photos, tmp_path / str(able), 1, *short)) == 0
+        assert ("no bfloat16 arithmetic" in capsys.readouterr().err) == (not able)
 
 
 def test_learning_rate_follows_the_total_batch_and_says_so(
