@@ -194,6 +194,7 @@ def save_model(
     classes: Sequence[str],
     input_config: dict[str, Any],
     metrics: dict[str, float] | None = None,
+    weights: dict[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write ``model.safetensors`` and ``config.json``, each under a temporary name first.
 
@@ -204,15 +205,17 @@ def save_model(
         input_config: What the model was trained to see: ``input_size`` (C, H, W), ``mean``, ``std``,
             ``interpolation``, ``crop_pct``.
         metrics: Figures to keep with the model.
+        weights: Its state dict, where the model's own is sharded.
 
     Returns:
         The path of the weights.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = folder / WEIGHTS_NAME
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with atomic_write(weights) as new_weights, atomic_write(folder / CONFIG_NAME) as new_config:  # neither unless both
+    path = folder / WEIGHTS_NAME
+    state_dict = model.state_dict() if weights is None else weights
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+    with atomic_write(path) as new_weights, atomic_write(folder / CONFIG_NAME) as new_config:  # neither unless both
         new_weights.write_bytes(save(tensors, metadata={"format": "pt"}))  # save_file makes it unreadable for others
         if isinstance(model, DenseModel):
             described = {
@@ -227,7 +230,7 @@ def save_model(
             extra = {"label_names": list(classes), "metrics": metrics, CONVERSION: describe(model)}
             extra = {name: value for name, value in extra.items() if value}
             save_config_for_hf(model, str(new_config), model_config=extra, data_config=input_config)
-    return weights
+    return path
 
 
 def class_names(model: nn.Module, readable: bool = False) -> list[str]:

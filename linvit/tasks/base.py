@@ -130,6 +130,11 @@ class VisionTask(LightningModule):
         mesh = self.device_mesh
         if mesh is None or isinstance(self.model, FSDPModule):
             return
+        if getattr(self.trainer.strategy, "_save_distributed_checkpoint", False):
+            raise ValueError(
+                "the strategy must have save_distributed_checkpoint false: sharded checkpoints would be unpickled when "
+                "the run is resumed"
+            )
         if self.hparams["ema_decay"]:
             raise ValueError("ema_decay must be 0 with a sharded network: each device would need all of the average")
         self.model.to(memory_format=torch.contiguous_format)  # shards of channels-last weights are not possible

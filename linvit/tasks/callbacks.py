@@ -69,15 +69,21 @@ class KeepBest(Callback):
         self.best = state_dict["best"]
 
     def _save(self, trainer: Any, task: Any) -> None:
-        if not trainer.is_global_zero:
-            return
         averages = [callback.module for callback in trainer.callbacks if isinstance(callback, WeightAverage)]
         network: Any = (averages or [task])[0].model
+        weights = {name: _whole(tensor) for name, tensor in network.state_dict().items()}
+        if not trainer.is_global_zero:
+            return
         with saving(self.folder / MODEL):
             save_model(
-                network, self.folder, classes=self.classes, input_config=self.input_config, metrics=self.best or None
+                network, self.folder, classes=self.classes, input_config=self.input_config, metrics=self.best or None, weights=weights
             )
         task.draw(self.folder, self.classes)
+
+
+def _whole(tensor: Any) -> Any:
+    """Return all of a tensor, which all devices must ask for if it is sharded over them."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 class LastCheckpoint(ModelCheckpoint):

@@ -99,14 +99,12 @@ def newest_checkpoint(folder: Path) -> Path | None:
         )
     if len(found) > len(whole) and found[0] not in whole:
         warnings.warn(f"{found[0]} is damaged (cut off?): going on from {whole[0]}", stacklevel=2)
-        found[0].unlink()
+        found[0].unlink(missing_ok=True)
     return whole[0] if whole else None
 
 
 def _is_whole(path: Path) -> bool:
-    """Compare a checkpoint with the checksums that torch puts into it (a sharded one is a folder without any)."""
-    if path.is_dir():
-        return True
+    """Compare a checkpoint with the checksums that torch puts into it."""
     try:
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None
