@@ -76,7 +76,12 @@ class KeepBest(Callback):
             return
         with saving(self.folder / MODEL):
             save_model(
-                network, self.folder, classes=self.classes, input_config=self.input_config, metrics=self.best or None, weights=weights
+                network,
+                self.folder,
+                classes=self.classes,
+                input_config=self.input_config,
+                metrics=self.best or None,
+                weights=weights,
             )
         task.draw(self.folder, self.classes)
 

@@ -1,6 +1,9 @@
 """Several processes compute what one computes with the same total batch, and count every held-out image once."""
 
 import csv
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +108,46 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(photos: Path, tmp_pa
 
 def test_activation_checkpointing_changes_nothing(photos: Path, tmp_path: Path, alone: Any) -> None:
     same(trained(photos, tmp_path / "run", 1, grad_checkpointing=True), alone)
+
+
+@pytest.mark.slow
+def test_compiling_changes_nothing(photos: Path, tmp_path: Path, alone: Any) -> None:
+    same(trained(photos, tmp_path / "run", 1, compile=True), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_processes_that_are_told_to_stop_leave_a_run_to_resume(photos: Path, tmp_path: Path, number: int) -> None:
+    out = tmp_path / "run"
+    settings = {
+        "data.root": photos,
+        "data.img_size": 32,
+        "data.batch_size": 4,
+        "data.workers": 0,
+        "model.name": "vit_tiny_patch16_224",
+        "model.model_args": "{img_size: 32, depth: 1, embed_dim: 32, num_heads: 2}",
+        "trainer.accelerator": "cpu",
+        "trainer.devices": 2,
+        "trainer.strategy": "ddp",
+        "trainer.log_every_n_steps": 1,
+        "trainer.max_epochs": 300,
+    }
+    given = [f"--{name}={value}" for name, value in settings.items()]
+    command = [sys.executable, "-m", "linvit.cli.main", "train"]
+    process = subprocess.Popen([*command, *given, f"--out={out}"], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    said = ""
+    while "epoch 2/300" not in said:
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+    process.send_signal(number)
+    said += process.stderr.read()
+    assert process.wait(120) == 130, said
+    assert f"interrupted; go on with: linvit train --resume {out}" in said
+    done = torch.load(out / "last.ckpt", weights_only=True)["global_step"]
+    with (out / "metrics.csv").open(newline="") as file:
+        assert int(list(csv.DictReader(file))[-1]["step"]) == done - 1
+    more = f"--trainer.max_epochs={done // 6 + 1}"
+    subprocess.run([*command, "--resume", str(out), more], check=True, capture_output=True, timeout=300)
+    assert torch.load(out / "last.ckpt", weights_only=True)["global_step"] == (done // 6 + 1) * 6
