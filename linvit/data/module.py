@@ -24,6 +24,7 @@ class VisionData(LightningDataModule):
         train_set: The training images, by index.
         val_set: The held-out images, by index.
         batch_size: Images per batch and device.
+        val_batch_size: The same for held-out images; None for as many.
         workers: Processes that load images, 0 for the main one.
         seed: Decides the order of the training images and their augmentation.
         repeats: How often an image is drawn in a row.
@@ -33,6 +34,7 @@ class VisionData(LightningDataModule):
     train_set: Any
     val_set: Any
     batch_size: Any
+    val_batch_size: int | None = None
     workers: int
     seed: int = 0
     repeats: int = 1
@@ -51,7 +53,8 @@ class VisionData(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the held-out images in order, every one once, over however many devices."""
-        return self._loader(self.val_set, EvalBatches(len(self.val_set), self.batch_size, *self._place()))
+        size = self.val_batch_size or self.batch_size
+        return self._loader(self.val_set, EvalBatches(len(self.val_set), size, *self._place()))
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Return the held-out images in order, every one once."""
