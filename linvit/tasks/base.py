@@ -130,6 +130,7 @@ class VisionTask(LightningModule):
         mesh = self.device_mesh
         if mesh is None or isinstance(self.model, FSDPModule):
             return
+        require(mesh["tensor_parallel"].size() == 1, "tensor_parallel_size", mesh["tensor_parallel"].size(), "1")
         if getattr(self.trainer.strategy, "_save_distributed_checkpoint", False):
             raise ValueError(
                 "the strategy must have save_distributed_checkpoint false: sharded checkpoints would be unpickled when "
