@@ -49,7 +49,7 @@ _THIS_CALL_ONLY = ("out", "resume", "json")
 _FOLDER = "LINVIT_RUN_FOLDER"
 
 _NOISE = (
-    ".*overrides the `configure_model`",
+    ".*overrides the configure_model",
     ".*LightningCLI's args parameter",
     ".*exists and is not empty",
     ".*LeafSpec",

@@ -1,5 +1,6 @@
 """The Lightning data module for classification: every setting of a training run that is about images."""
 
+import math
 from functools import cached_property
 from typing import Any, Literal, get_args
 from unittest.mock import patch
@@ -111,6 +112,8 @@ class ClassificationData(VisionData):
         self.strict = strict
         self.repeats = repeats
         self.seed = seed
+        # What keeps the smallest random crop as large as it is to become.
+        self._least_side = math.ceil(img_size / math.sqrt(scale[0] * min(ratio[0], 1 / ratio[1])))
         self._input: dict[str, Any] = {
             "input_size": (3, img_size, img_size),
             "mean": mean,
@@ -156,6 +159,7 @@ class ClassificationData(VisionData):
         dataset = self._source.train(self.train_transform, self.strict)
         allowed = f"at most {len(dataset)}, the number of training images"
         require((self._batch_size or 1) <= len(dataset), "batch_size", self._batch_size, allowed)
+        dataset.least_side = self._least_side
         return self._kept(dataset)
 
     @cached_property

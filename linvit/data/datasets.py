@@ -51,6 +51,7 @@ class ImageSet(Dataset[Sample]):
         transform: Turns the image, in mode RGB, into what a sample holds.
         strict: Raise on an unreadable image.
         replace_unreadable: Put the next readable sample in the place of an unreadable one.
+        least_side: Pixels that the shorter side must keep; see :func:`linvit.data.load_image`.
     """
 
     classes: list[str]
@@ -58,6 +59,7 @@ class ImageSet(Dataset[Sample]):
     transform: Transform | None = None
     strict: bool = False
     replace_unreadable: bool = False
+    least_side: int | None = None
     _kept: "KeptImages | None" = None
 
     def load(self, index: int) -> Image.Image:
@@ -169,7 +171,7 @@ class ImageFolder(ImageSet):
 
     def load(self, index: int) -> Image.Image:
         """Return an image in mode RGB; raises UnreadableImage."""
-        return load_image(self.samples[index][0])
+        return load_image(self.samples[index][0], least_side=self.least_side)
 
 
 class Mnist5k(Dataset[Sample]):

@@ -192,7 +192,7 @@ class Shards(ImageSet):
         path, start, size = self._places[index]
         with path.open("rb") as file:
             file.seek(start)
-            return load_image(self.samples[index][0], file.read(size))
+            return load_image(self.samples[index][0], file.read(size), self.least_side)
 
 
 def _members(path: Path) -> Iterable[tuple[str, str, int, int]]:
@@ -247,7 +247,7 @@ class _Table(ImageSet):
     def load(self, index: int) -> Image.Image:
         """Return an image in mode RGB; raises UnreadableImage."""
         found = self._table[index][self._image]
-        return load_image(found["path"] or self.samples[index][0], found["bytes"])
+        return load_image(found["path"] or self.samples[index][0], found["bytes"], self.least_side)
 
 
 class _HuggingFace(Source):

@@ -244,3 +244,14 @@ def test_mnist5k_trains_from_the_default() -> None:
     assert batch["image"].shape == (128, 3, 32, 32)
     assert set(batch["target"].tolist()) <= set(range(10))
     assert (len(data.train_dataloader()), len(data.val_dataloader())) == (31, 8)
+
+
+def test_training_decodes_no_more_than_its_smallest_crop_shows(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        (tmp_path / part / "ant").mkdir(parents=True)
+        Image.new("RGB", (1600, 1200)).save(tmp_path / part / "ant" / "photo.jpg")
+    data = ClassificationData(str(tmp_path), img_size=64, batch_size=1, workers=0)
+    width, height = data.train_set.load(0).size
+    assert (width, height) == (400, 300)
+    assert (0.08 * width * height * 3 / 4) ** 0.5 >= 64, "the shorter side of the smallest crop"
+    assert data.val_set.load(0).size == (1600, 1200)

@@ -219,3 +219,21 @@ def test_extensions_are_what_pillow_opens() -> None:
 def test_reading_images_does_not_import_lightning() -> None:
     code = "import sys, linvit.data.images; sys.exit('lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("least_side", "size"),
+    [(None, (1600, 1200)), (1200, (1600, 1200)), (600, (800, 600)), (500, (800, 600)), (9, (200, 150))],
+)
+def test_large_photos_may_be_decoded_smaller(tmp_path: Path, least_side: int | None, size: tuple[int, int]) -> None:
+    image = Image.linear_gradient("L").resize((1600, 1200)).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    image.save(tmp_path / "photo.jpg", exif=exif)
+    image.save(tmp_path / "photo.png")
+    found = load_image(tmp_path / "photo.jpg", least_side=least_side)
+    assert found.size == size[::-1]
+    whole = load_image(tmp_path / "photo.jpg").resize(found.size, Image.Resampling.BOX)
+    assert np.abs(np.asarray(found, dtype=int) - np.asarray(whole)).max() <= 3
+    assert load_image(tmp_path / "photo.png", least_side=least_side).size == (1600, 1200)
+    assert load_image("photo", (tmp_path / "photo.jpg").read_bytes(), least_side).size == found.size
