@@ -1,9 +1,6 @@
 """Several processes compute what one computes with the same total batch, and count every held-out image once."""
 
 import csv
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +9,13 @@ import pytest
 import torch
 from lightning import Trainer
 from PIL import Image
+from torch.multiprocessing import ProcessExitedException
 
 from linvit.data import ClassificationData
 from linvit.tasks import ClassificationTask
 from linvit.tasks.callbacks import KeepBest, LastCheckpoint
 from linvit.tasks.faults import SkipNotFinite, StepSeed
-from linvit.tasks.run_folder import AtomicCheckpointIO, MetricsCsv
+from linvit.tasks.run_folder import AtomicCheckpointIO, MetricsCsv, newest_checkpoint, steps_done
 
 HELD_OUT = 11  # per class: no multiple of anything
 
@@ -38,9 +36,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def trained(photos: Path, out: Path, devices: int, total: int = 8, accumulate: int = 1, **settings: Any) -> Any:
-    """Train two epochs and return the figures of the run and its weights."""
+    """Train two epochs, or go on with them; return the figures of the run and its weights."""
     torch.manual_seed(0)
-    out.mkdir()
+    out.mkdir(exist_ok=True)
+    last = newest_checkpoint(out)
     small = {"img_size": 32, "depth": 1, "embed_dim": 32, "num_heads": 2}  # LayerNorm: no statistics over a batch
     task = ClassificationTask(2, name="vit_tiny_patch16_224", model_args=small, lr_batch=8, **settings)
     data = ClassificationData(
@@ -56,7 +55,7 @@ def trained(photos: Path, out: Path, devices: int, total: int = 8, accumulate: i
         enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=1,
-        logger=[MetricsCsv(out)],
+        logger=[MetricsCsv(out, steps_done(last) if last else 0)],
         plugins=[AtomicCheckpointIO()],
         callbacks=[
             StepSeed(0),
@@ -65,7 +64,7 @@ def trained(photos: Path, out: Path, devices: int, total: int = 8, accumulate: i
             LastCheckpoint(out, steps=2, minutes=1),
         ],
     )
-    trainer.fit(task, data)
+    trainer.fit(task, data, ckpt_path=last)
     with (out / "metrics.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["train/loss"]]
     return rows, torch.load(out / "last.ckpt", weights_only=True)["state_dict"]
@@ -115,39 +114,20 @@ def test_compiling_changes_nothing(photos: Path, tmp_path: Path, alone: Any) -> 
     same(trained(photos, tmp_path / "run", 1, compile=True), alone)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_processes_that_are_told_to_stop_leave_a_run_to_resume(photos: Path, tmp_path: Path, number: int) -> None:
-    out = tmp_path / "run"
-    settings = {
-        "data.root": photos,
-        "data.img_size": 32,
-        "data.batch_size": 4,
-        "data.workers": 0,
-        "model.name": "vit_tiny_patch16_224",
-        "model.model_args": "{img_size: 32, depth: 1, embed_dim: 32, num_heads: 2}",
-        "trainer.accelerator": "cpu",
-        "trainer.devices": 2,
-        "trainer.strategy": "ddp",
-        "trainer.log_every_n_steps": 1,
-        "trainer.max_epochs": 300,
-    }
-    given = [f"--{name}={value}" for name, value in settings.items()]
-    command = [sys.executable, "-m", "linvit.cli.main", "train"]
-    process = subprocess.Popen([*command, *given, f"--out={out}"], stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    said = ""
-    while "epoch 2/300" not in said:
-        line = process.stderr.readline()
-        assert line, said
-        said += line
-    process.send_signal(number)
-    said += process.stderr.read()
-    assert process.wait(120) == 130, said
-    assert f"interrupted; go on with: linvit train --resume {out}" in said
-    done = torch.load(out / "last.ckpt", weights_only=True)["global_step"]
-    with (out / "metrics.csv").open(newline="") as file:
-        assert int(list(csv.DictReader(file))[-1]["step"]) == done - 1
-    more = f"--trainer.max_epochs={done // 6 + 1}"
-    subprocess.run([*command, "--resume", str(out), more], check=True, capture_output=True, timeout=300)
-    assert torch.load(out / "last.ckpt", weights_only=True)["global_step"] == (done // 6 + 1) * 6
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_process_that_is_told_to_stop_stops_all_and_the_run_goes_on(
+    photos: Path, tmp_path: Path, alone: Any, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    step = ClassificationTask.training_step
+
+    def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
+        if self.global_step == 7 and self.global_rank == rank:
+            next(one for one in self.trainer.callbacks if isinstance(one, LastCheckpoint)).interrupted = True
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(ClassificationTask, "training_step", training_step)
+    with pytest.raises(ProcessExitedException):
+        trained(photos, tmp_path / "run", 2)
+    assert steps_done(tmp_path / "run" / "last.ckpt") == 8, "the update under way was finished"
+    monkeypatch.undo()
+    same(trained(photos, tmp_path / "run", 2), alone)
