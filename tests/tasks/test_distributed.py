@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning import Trainer
 from PIL import Image
-from torch.multiprocessing import ProcessExitedException
+from torch.multiprocessing import ProcessException
 
 from linvit.data import ClassificationData
 from linvit.tasks import ClassificationTask
@@ -126,7 +126,7 @@ def test_one_process_that_is_told_to_stop_stops_all_and_the_run_goes_on(
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(ClassificationTask, "training_step", training_step)
-    with pytest.raises(ProcessExitedException):
+    with pytest.raises(ProcessException):
         trained(photos, tmp_path / "run", 2)
     assert steps_done(tmp_path / "run" / "last.ckpt") == 8, "the update under way was finished"
     monkeypatch.undo()
