@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning import Trainer
 from PIL import Image
-from torch.multiprocessing import ProcessException
+from torch.multiprocessing.spawn import ProcessException
 
 from linvit.data import ClassificationData
 from linvit.tasks import ClassificationTask
