@@ -43,7 +43,7 @@ def trainer(args: argparse.Namespace, curve: Curve) -> Trainer:
     )
 
 
-def data(args: argparse.Namespace) -> ClassificationData:
+def data(args: argparse.Namespace, seed: int) -> ClassificationData:
     images = ClassificationData(
         root=args.data,
         img_size=args.img_size,
@@ -52,6 +52,7 @@ def data(args: argparse.Namespace) -> ClassificationData:
         scale=(0.25, 1.0),
         color_jitter=0.2,
         crop_pct=1.0,
+        seed=seed,
     )
     held_out = images.val_set
     images.val_set = Subset(held_out, range(0, len(held_out), args.val_every))  # in the order of the classes
@@ -61,7 +62,7 @@ def data(args: argparse.Namespace) -> ClassificationData:
 def run(args: argparse.Namespace, arm: str, seed: int) -> dict[str, list]:
     """Train one arm and return its top-1 by update, update 0 being the conversion itself."""
     seed_everything(seed, verbose=False)
-    images, curve = data(args), Curve()
+    images, curve = data(args, seed), Curve()
     task = LinearizeTask(
         images.num_classes,
         name=str(args.original),
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace, arm: str, seed: int) -> dict[str, list]:
 
 
 def original_top1(args: argparse.Namespace) -> float:
-    images, curve = data(args), Curve()
+    images, curve = data(args, 0), Curve()
     task = LinearizeTask(images.num_classes, name=str(args.original))
     task.model = load_model(args.original)
     trainer(args, curve).validate(task, images, verbose=False)
