@@ -152,10 +152,13 @@ class LastCheckpoint(ModelCheckpoint):
         """
         between_updates = batch_idx and batch_idx % trainer.accumulate_grad_batches == 0
         if between_updates and not self._validated:
-            self._stop_if_interrupted(trainer)
-            if not _diverging(trainer) and agreed(trainer, self._is_time(batch_idx)):
+            stop = agreed(trainer, self.interrupted)
+            if (stop or agreed(trainer, self._is_time(batch_idx))) and not _diverging(trainer):
                 trainer.save_checkpoint(self.path)
-                self._saved_at = time.monotonic()
+                self._saved_at, self._last_global_step_saved = time.monotonic(), trainer.global_step
+            if stop:
+                self.interrupted = True
+                raise KeyboardInterrupt
         self._validated = False
 
     def _is_time(self, batch_idx: int) -> bool:

@@ -102,9 +102,11 @@ def load_teacher(spec: str) -> nn.Module:
     """
     if spec == PACKAGED:
         return _packaged()
-    if spec.startswith("hf-hub:") or Path(spec).exists() or timm.is_model(spec):
+    published = timm.list_pretrained()
+    known = timm.is_model(spec) if "." not in spec else spec in published
+    if known or spec.startswith("hf-hub:") or Path(spec).exists():
         return load_model(spec)
-    raise ValueError(f"unknown teacher {spec!r}{did_you_mean(spec, [PACKAGED, *timm.list_pretrained()])}")
+    raise ValueError(f"unknown teacher {spec!r}{did_you_mean(spec, [PACKAGED, *published])}")
 
 
 def _packaged() -> nn.Module:
