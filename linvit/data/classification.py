@@ -14,7 +14,7 @@ from torchvision.transforms import Compose
 from linvit.checks import require
 from linvit.data.datasets import ImageFolder, ImageSet, Mnist5k, Transform, collate, eval_dataset
 from linvit.data.loading import cores
-from linvit.data.module import VisionData
+from linvit.data.module import VisionData, rank_zero_only
 from linvit.data.sources import Kind, Source, open_source, warn_about
 
 __all__ = ["ClassificationData", "ImageFolder", "Mnist5k", "collate", "eval_dataset"]
@@ -176,7 +176,7 @@ class ClassificationData(VisionData):
         """Find the images now, so that a wrong folder is reported before anything starts."""
         _ = self.val_set
         if stage in (None, "fit") and "train_set" not in vars(self) and isinstance(self.train_set, ImageSet):
-            warn_about(self.train_set, self.val_set)
+            rank_zero_only(warn_about)(self.train_set, self.val_set)
 
     def _kept(self, dataset: Any) -> Any:
         if self.cache and isinstance(dataset, ImageSet):

@@ -11,10 +11,11 @@ from linvit.data.sampling import Drawn, EvalBatches, TrainBatches
 
 try:
     from lightning import LightningDataModule
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError('data modules need Lightning: pip install "linvit[train]"') from error
 
-__all__ = ["VisionData"]
+__all__ = ["VisionData", "rank_zero_only"]
 
 
 class VisionData(LightningDataModule):
