@@ -136,8 +136,12 @@ def test_metrics_are_one_row_per_step_and_go_on_where_the_checkpoint_is(tmp_path
     assert rows[0]["val/loss"] == "1"
     assert rows[1] == {"epoch": "1", "step": "19", "lr": "", "train/loss": "2", "val/loss": "0.25"}
 
-    MetricsCsv(tmp_path).save()
-    assert read(tmp_path) == []
+    third = MetricsCsv(tmp_path)
+    third.finalize("failed")
+    assert read(tmp_path) == rows, "one that logged nothing harms nothing"
+    third.log_metrics({"lr": 1.0}, 0)
+    third.save()
+    assert [row["step"] for row in read(tmp_path)] == ["0"], "a new run begins anew"
 
 
 def test_metrics_are_appended_not_written_anew(tmp_path: Path) -> None:
