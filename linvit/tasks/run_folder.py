@@ -222,9 +222,9 @@ class MetricsCsv(Logger):
 
     def _write(self) -> None:
         """Write the row that is under way over what the file holds of it."""
-        if self._end is None and self.path.is_file():
-            return  # another process may have logged
         if self._end is None:
+            if self.path.is_file():
+                return  # nothing was logged here, but maybe by another process
             self._open()
         if new := sorted(self._row.keys() - set(self._columns)):
             rows = self._rows(self._end)
