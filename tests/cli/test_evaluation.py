@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,11 @@ from linvit.data.corruptions import CORRUPTIONS, SEVERITIES, Corruption
 from linvit.tasks.distillation import load_teacher
 from linvit.tasks.inference import Classifier
 
-IMAGENETTE = Path("/tmp/d/imagenette128/val")
+IMAGENETTE = Path(os.environ.get("LINVIT_IMAGENETTE", "imagenette128")) / "val"
 EACH = 6
 
 
-@pytest.mark.skipif(not IMAGENETTE.is_dir(), reason="needs Imagenette")
+@pytest.mark.skipif(not IMAGENETTE.is_dir(), reason="LINVIT_IMAGENETTE names no folder")
 def test_top1_is_what_torchvision_measures_image_for_image(linvit_command: Any, tmp_path: Path) -> None:
     for folder in IMAGENETTE.iterdir():
         (tmp_path / "data" / folder.name).mkdir(parents=True)
