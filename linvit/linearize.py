@@ -36,8 +36,7 @@ MECHANISMS: dict[str, Callable[..., TokenAttention]] = {
     "focused": FocusedLinearAttention,
     "linear": partial(LinearAttention, feature_map="elu"),
     "relu": partial(LinearAttention, feature_map="relu"),
-    # Averages of values, as the kept projections know them from softmax; products with a context are new to them.
-    "key_only": partial(KeyOnlyAttention, interaction="local_global"),
+    "key_only": KeyOnlyAttention,
     "softmax": SoftmaxAttention,
 }
 """What :func:`linearize` can put in, by name. Softmax is there to compare with: all tokens attend to all."""

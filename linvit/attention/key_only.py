@@ -56,7 +56,7 @@ class KeyOnlyAttention(TokenAttention):
         dim: int,
         grid_size: int | Sequence[int],
         num_heads: int = 8,
-        interaction: str = "modulate",
+        interaction: str = "local_global",
         kernel_size: int = 3,
         device=None,
         dtype=None,

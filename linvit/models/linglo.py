@@ -131,7 +131,7 @@ class Linglo(Pyramid):
         mlp_ratios: tuple[float, ...] = (8, 8, 5, 5),
         layout: str = "alternate",
         attention: str = "key_only",
-        interaction: str = "modulate",
+        interaction: str = "local_global",
         kernel_size: int = 5,
         img_size: int | tuple[int, int] = 224,
         in_chans: int = 3,
