@@ -19,7 +19,8 @@ ORDER = [
     {"checkpoints"},
     {"catalogue"},
     {"data"},
-    {"analysis", "bench", "deploy"},
+    {"analysis", "deploy"},
+    {"bench"},
     {"tasks"},
     {"cli"},
 ]

@@ -3,17 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 
 from linvit.checkpoints import class_names, load_model
-from linvit.cli.common import Parser, print_json, print_rows
+from linvit.cli.common import Parser, print_facts, print_json
+from linvit.data.datasets import Mnist5k
 from linvit.data.images import find_images, load_image
-from linvit.files import atomic_write
 from linvit.tasks.inference import Classifier
 
-FORMATS = ("onnx",)
-BOUND = 1e-4  # largest error relative to the largest logit; float32 in another order of summation stays far below
+DIGITS = "mnist5k"
+FORMATS = ("onnx", "openvino", "coreml", "executorch", "torch")
+PRECISIONS = ("float32", "float16", "bfloat16", "int8")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -21,45 +24,97 @@ def run(argv: Sequence[str]) -> int:
     parser = Parser("export", "Write a model for deployment and check the file.", "linvit export runs/demo --to onnx")
     parser.add_model()
     parser.add_argument("--to", required=True, metavar="FORMAT", help=", ".join(FORMATS))
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the file to write (model.onnx in the run folder)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="what to write (model.* in the run folder)")
+    parser.add_argument("--precision", default="float32", help=f"{', '.join(PRECISIONS)} (float32)")
     parser.add_argument("--img-size", type=int, metavar="PIXELS", help="height and width (the model's)")
-    parser.add_argument("--images", nargs="+", metavar="IMAGE", help="images to compare on (random ones by default)")
+    parser.add_argument("--dynamic-size", action="store_true", help="take any height and width in multiples of 32")
+    parser.add_argument("--features", action="store_true", help="return the stages' maps instead of logits")
+    help = "take uint8 images [B, H, W, 3], return probabilities"
+    parser.add_argument("--with-preprocessing", action="store_true", help=help)
+    parser.add_argument("--no-fuse", action="store_true", help="export the trained graph as it is")
+    help = f"images to compare on; {DIGITS} for embedded digits ({DIGITS})"
+    parser.add_argument("--images", nargs="+", default=[DIGITS], metavar="IMAGE", help=help)
+    help = f"images that set the ranges of int8, some hundreds of your own; or {DIGITS}"
+    parser.add_argument("--calibration", nargs="+", metavar="IMAGE", help=help)
+    parser.add_argument("--bound", type=float, help="largest error allowed, relative to the largest output")
     args = parser.parse_args(argv)
     if args.to not in FORMATS:
         raise ValueError(f"--to must be one of {', '.join(FORMATS)}, got {args.to!r}")
-    from linvit.deploy import check_onnx, export_onnx
+    if args.precision not in PRECISIONS:
+        raise ValueError(f"--precision must be one of {', '.join(PRECISIONS)}, got {args.precision!r}")
+    if args.precision == "int8" and not args.calibration:
+        raise ValueError("--precision int8 needs --calibration IMAGE..., images like those that the model will see")
+    from linvit.deploy.export import BOUNDS, export_model, runtime
 
+    format = runtime(args.to)
     classifier = Classifier(load_model(args.model), device="cpu", img_size=args.img_size)
-    model, size = classifier.model, classifier.input_config["input_size"]
     folder = Path(args.model) if Path(args.model).is_dir() else Path()
-    out = args.out or folder / "model.onnx"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if args.images:
-        images = torch.stack([classifier.transform(load_image(path)) for path in find_images(args.images)])
-    else:
-        images = torch.randn(8, *size, generator=torch.Generator().manual_seed(0))
+    bound = BOUNDS[args.precision] if args.bound is None else args.bound
 
-    with atomic_write(out) as temporary:  # a file that is no good does not replace an earlier one
-        export_onnx(model, temporary, size[1:], class_names(model))
-        check = check_onnx(model, temporary, images)
-        if not check.max_error <= BOUND:  # a NaN is no pass
-            raise ValueError(
-                f"the export differs from the model by {check.max_error:.1e} (bound {BOUND:.0e}): {out} was not written"
-            )
-    record = {"file": str(out), "megabytes": out.stat().st_size / 1e6, "bound": BOUND, **asdict(check)}
+    def pixels(names: list[str], most: int) -> torch.Tensor:
+        return _pixels(classifier, _images(names, most), args.with_preprocessing)
+
+    export = export_model(
+        classifier.model,
+        args.out or folder / f"model{format.SUFFIX}",
+        args.to,
+        pixels(args.images, most=12),
+        precision=args.precision,
+        bound=bound,
+        img_size=classifier.input_config["input_size"][1:],
+        fused=not args.no_fuse,
+        features=args.features,
+        preprocessing=args.with_preprocessing,
+        dynamic_size=args.dynamic_size,
+        calibration=pixels(args.calibration, most=200) if args.precision == "int8" else None,
+        classes=class_names(classifier.model),
+    )
+    record = {
+        "file": str(export.files[-1]),
+        "files": [str(file) for file in export.files],
+        "format": args.to,
+        "precision": args.precision,
+        "megabytes": export.bytes / 1e6,
+        "bound": bound,
+        "structure": export.structure,
+        **(asdict(export.check) if export.check else {"images": 0}),
+    }
     if args.json:
         print_json(record)
     else:
-        print_rows(
-            [
-                {
-                    "file": out,
-                    "size": f"{record['megabytes']:.1f} MB",
-                    "largest error": f"{check.max_error:.1e}",
-                    "mean error": f"{check.mean_error:.1e}",
-                    "same top-1": f"{check.top1_agreement:.0%} of {check.images} images",
-                }
-            ],
-            title="compared with the model, relative to its largest logit",
-        )
+        print_facts(_words(record))
     return 0
+
+
+def _images(names: list[str], most: int) -> list[Image.Image]:
+    """Open the images, or spread a draw over the embedded digits: they are sorted by class, so all are among them."""
+    if names == [DIGITS]:
+        digits = Mnist5k(train=False)
+        return [digits[i]["image"] for i in range(0, len(digits), len(digits) // most)][:most]  # type: ignore[misc]
+    return [load_image(path) for path in find_images(names)]
+
+
+def _pixels(classifier: Classifier, images: list[Image.Image], raw: bool) -> torch.Tensor:
+    """Preprocess images for the exported model: normalised, or ``uint8`` of the model's size ``[B, H, W, 3]``."""
+    pixels = torch.stack([classifier.transform(image) for image in images])
+    if not raw:
+        return pixels
+    mean, std = (pixels.new_tensor(classifier.input_config[key]).view(-1, 1, 1) for key in ("mean", "std"))
+    return ((pixels * std + mean).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous()
+
+
+def _words(record: dict[str, Any]) -> dict[str, str]:
+    words = {
+        "file": " and ".join(record["files"]),
+        "size": f"{record['megabytes']:.1f} MB, {record['precision']}",
+    }
+    if record["structure"]:
+        words["structure"] = record["structure"]
+        words["compared"] = "not run: CoreML runs on Apple's systems alone; compare there before you ship"
+        return words
+    words["compared on"] = f"{record['images']} images, relative to the model's largest output"
+    words["largest error"] = f"{record['max_error']:.1e} (bound {record['bound']:.0e})"
+    words["mean error"] = f"{record['mean_error']:.1e}"
+    if record["top1_agreement"] is not None:
+        words["same top-1"] = f"{record['top1_agreement']:.0%}"
+    return words

@@ -14,6 +14,7 @@ COMMANDS = {
     "eval": ("linvit.cli.eval", "measure a model on a data set"),
     "predict": ("linvit.cli.predict", "say what is in images"),
     "export": ("linvit.cli.export", "write a model in a format for deployment"),
+    "bench": ("linvit.cli.bench", "measure the speed of models against each other"),
 }
 """Name of a command: its module, which is imported when the command is run, and its line in the help."""
 

@@ -1,96 +1,83 @@
-"""Write a model as ONNX, run the file in ONNX Runtime, and compare the two."""
+"""ONNX files, run by ONNX Runtime: servers, Windows, Android, browsers."""
 
-import contextlib
-import io
-import json
-import logging
-import warnings
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from timm.models._input import get_model_input_config
-from torch import Tensor, nn
+from torch import Tensor
 
-from linvit.files import atomic_write
+from linvit.deploy.job import Job, Run, quiet
 
 try:
     import onnx
     import onnxruntime
     import onnxscript  # noqa: F401 -- torch's exporter needs it, and would say so in many lines
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(f'ONNX export needs {error.name}: pip install "linvit[deploy]"') from error
+    raise ModuleNotFoundError(f'ONNX needs {error.name}: pip install "linvit[deploy]"') from error
 
-__all__ = ["Check", "check_onnx", "export_onnx"]
+__all__ = ["PRECISIONS", "SUFFIX", "export", "load"]
 
-
-@dataclass
-class Check:
-    """How far a file's outputs are from the model's, relative to the model's largest."""
-
-    max_error: float
-    mean_error: float
-    top1_agreement: float
-    images: int
+SUFFIX = ".onnx"
+PRECISIONS = ("float32", "float16", "int8")
 
 
-def export_onnx(
-    model: nn.Module,
-    path: str | Path,
-    img_size: tuple[int, int],
-    classes: list[str] | None = None,
-) -> None:
-    """Write a model as one ONNX file: ``images [batch, C, H, W]`` (preprocessed) to ``logits``; any batch size.
-
-    Args:
-        model: The model; it is put in evaluation mode.
-        path: The file to write.
-        img_size: Height and width in pixels.
-        classes: Class names to keep in the file's metadata, under ``classes``, as JSON.
-    """
-    model = model.eval().cpu()
-    images = torch.randn(2, get_model_input_config(model)["input_size"][0], *img_size)
-    with _quiet():
+def export(job: Job, path: Path) -> None:
+    """Write one file: ``images`` to the job's outputs, any batch size."""
+    with quiet():
         program = torch.onnx.export(
-            model,
-            (images,),
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            dynamo=True,
-            external_data=False,
+            job.program(), input_names=["images"], output_names=list(job.outputs), dynamo=True, external_data=False
         )
     assert program is not None
     proto = program.model_proto
-    if classes is not None:
-        onnx.helper.set_model_props(proto, {"classes": json.dumps(list(classes))})
-    with atomic_write(path) as temporary:
-        onnx.save(proto, str(temporary))
+    if job.precision == "int8":
+        assert job.calibration is not None
+        proto = _quantized(proto, job.calibration)
+    onnx.helper.set_model_props(proto, job.metadata)
+    onnx.save(proto, str(path))
 
 
-@torch.inference_mode()
-def check_onnx(model: nn.Module, path: str | Path, images: Tensor) -> Check:
-    """Run a file and the model on the same preprocessed images ``[B, C, H, W]`` and compare the outputs."""
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    actual = torch.from_numpy(session.run(None, {"images": images.numpy()})[0]).double()
-    expected = model.eval().cpu()(images).double()
-    error = (actual - expected).abs() / expected.abs().max()
-    return Check(
-        max_error=error.max().item(),
-        mean_error=error.mean().item(),
-        top1_agreement=(actual.argmax(1) == expected.argmax(1)).double().mean().item(),
-        images=len(images),
-    )
+def load(path: Path, threads: int | None = None) -> Run:
+    """Open a file in ONNX Runtime on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda images: [torch.from_numpy(y) for y in session.run(None, {"images": images.numpy()})]
 
 
-@contextlib.contextmanager
-def _quiet():
-    """Keep the exporter's progress report to itself; its errors are raised."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
+def _quantized(proto: Any, calibration: Tensor) -> Any:
+    """Quantize convolutions and linear layers after training: weights per channel, activations by their range.
+
+    Products of attention stay in float32. Weights take 7 bits, so that processors without dot-product instructions
+    (AVX2), which add pairs of products in 16 bits, do not overflow.
+    """
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Images(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches: Iterator[Tensor] = iter(calibration.split(1))
+
+        def get_next(self) -> dict[str, Any] | None:  # type: ignore[override]
+            image = next(self.batches, None)
+            return None if image is None else {"images": image.numpy()}
+
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        plain, prepared, done = (Path(folder, f"{name}.onnx") for name in ("plain", "prepared", "done"))
+        onnx.save(proto, str(plain))
+        quant_pre_process(plain, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            done,
+            Images(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", "Gemm"],
+            per_channel=True,
+            reduce_range=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+        return onnx.load(done)

@@ -10,13 +10,19 @@ def resize_positions(table: torch.Tensor, old: list[int], new: list[int]) -> tor
     """Interpolate a table ``[1, h w, C]`` of the grid ``old = [h, w]`` bilinearly to the grid ``new = [H, W]``.
 
     Returns:
-        ``[1, H W, C]``; the table itself where the grids are the same.
+        ``[1, H W, C]``; the table itself where the grids are the same. In an export for any size, where they are
+        symbols, it is interpolated always, which changes nothing on the same grid.
     """
-    if old[0] == new[0] and old[1] == new[1]:
+    if (torch.jit.is_scripting() or not _is_symbolic(new)) and old[0] == new[0] and old[1] == new[1]:
         return table
     grid = table.reshape(1, old[0], old[1], -1).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=(new[0], new[1]), mode="bilinear", align_corners=False)
     return grid.flatten(2).transpose(1, 2)
+
+
+@torch.jit.unused
+def _is_symbolic(grid: list[int]) -> bool:
+    return any(isinstance(side, torch.SymInt) for side in grid)
 
 
 def positions_on_grid(

@@ -1,6 +1,9 @@
 """linvit export: what it writes is checked against the model, or is not left behind."""
 
-import torch
+import builtins
+import sys
+
+import pytest
 
 
 def test_command_checks_on_real_images_and_reports(linvit_command, run_folder, photos, tmp_path):
@@ -13,26 +16,46 @@ def test_command_checks_on_real_images_and_reports(linvit_command, run_folder, p
     assert out.is_file()
 
 
-def test_a_file_that_computes_something_else_is_not_kept(linvit_command, run_folder, tmp_path, monkeypatch):
-    def export_another(model, path, *args):
-        from linvit.deploy import onnx as real
+def test_default_images_are_the_digits_and_pixels_are_uint8(linvit_command, run_folder, tmp_path):
+    said = linvit_command(
+        "export", run_folder, "--to", "torch", "--out", tmp_path / "m.pt2", "--with-preprocessing", "--no-fuse"
+    )
+    assert said.code == 0
+    assert "12 images" in said.out
+    assert "same top-1" in said.out
 
-        torch.nn.init.normal_(model.head.fc.bias)
-        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        real.export_onnx(model, path, *args)
-        torch.nn.init.normal_(model.head.fc.bias)
-        assert not torch.equal(before["head.fc.bias"], model.head.fc.bias)
 
-    (tmp_path / "model.onnx").write_text("an earlier export")
-    monkeypatch.setattr("linvit.deploy.export_onnx", export_another)
-    said = linvit_command("export", run_folder, "--to", "onnx", "--out", tmp_path / "model.onnx")
+def test_beyond_the_bound_is_exit_code_2(linvit_command, run_folder, tmp_path):
+    said = linvit_command("export", run_folder, "--to", "torch", "--out", tmp_path / "m.pt2", "--bound", "1e-14")
     assert said.code == 2
     assert "differs from the model by" in said.err
-    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
-    assert (tmp_path / "model.onnx").read_text() == "an earlier export"
+    assert not list(tmp_path.iterdir())
 
 
-def test_unknown_format_is_named(linvit_command, run_folder):
-    said = linvit_command("export", run_folder, "--to", "tflite")
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (["--to", "tflite"], "--to must be one of onnx, openvino, coreml, executorch, torch, got 'tflite'"),
+        (["--to", "onnx", "--precision", "int4"], "--precision must be one of float32, float16, bfloat16, int8, got"),
+        (["--to", "onnx", "--precision", "int8"], "--precision int8 needs --calibration IMAGE..."),
+    ],
+)
+def test_wrong_arguments_are_named(linvit_command, run_folder, args, line):
+    said = linvit_command("export", run_folder, *args)
     assert said.code == 2
-    assert "--to must be one of onnx, got 'tflite'" in said.err
+    assert line in said.err
+
+
+def test_a_missing_library_is_one_line(linvit_command, run_folder, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name == "openvino":
+            raise ModuleNotFoundError("No module named 'openvino'", name="openvino")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.delitem(sys.modules, "linvit.deploy.openvino", raising=False)
+    monkeypatch.setattr(builtins, "__import__", without)
+    said = linvit_command("export", run_folder, "--to", "openvino")
+    assert said.code == 2
+    assert said.err == 'linvit: error: OpenVINO needs openvino: pip install "linvit[deploy]"\n'

@@ -1,0 +1,186 @@
+"""``linvit bench MODEL... [--against PEER...]``: latency, throughput and memory of models, in turns in one run."""
+
+import argparse
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from linvit.bench.run import Measurement, machine, measure, speed_up
+from linvit.bench.sides import RUNTIMES, Side
+from linvit.catalogue import PUBLISHED_TOP1
+from linvit.cli.common import Parser, print_json, print_rows, progress
+from linvit.files import atomic_write
+
+FUSED = {"yes": (True,), "no": (False,), "both": (False, True)}
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command; see ``linvit bench --help``."""
+    args = _parse(argv)
+    sides = [
+        Side(model, runtime, fused, size, precision, args.channels_last, args.device, args.threads)
+        for size, model, runtime, precision, fused in itertools.product(
+            args.img_size, args.models + args.against, args.runtime, args.precision, FUSED[args.fused]
+        )
+    ]
+    measurements = measure(
+        list(dict.fromkeys(sides)),
+        args.rounds,
+        args.warmup,
+        args.batch_size,
+        not args.no_memory,
+        args.clock,
+        progress,
+    )
+    record = {
+        **machine(),
+        "clock": args.clock,
+        "rounds": args.rounds,
+        "threads": args.threads,
+        "sides": [_record(m) for m in measurements],
+    }
+    if args.out:
+        _write(record, measurements, args.out, _accuracies(args.top1))
+    if args.json:
+        print_json(record)
+        return 0
+    print_rows(map(_row, _with_first_form(measurements)), title=_title(args))
+    ratios = _against(measurements, args.models, args.against)
+    if ratios:
+        print_rows(ratios, title="time over the peer's; below 1 is faster")
+    if args.out:
+        print(f"results and charts in {args.out}")
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> Any:
+    parser = Parser(
+        "bench",
+        "Measure the speed of models against each other. All take turns in one run; medians are quoted.",
+        "linvit bench care_s0 --against efficientvit_b1 --runtime onnxruntime openvino --threads 1",
+    )
+    help = "registered names (random weights), run folders or checkpoint files, of linvit or timm"
+    parser.add_argument("models", metavar="MODEL", nargs="+", help=help)
+    parser.add_argument("--against", metavar="PEER", nargs="+", default=[], help="models to compare with")
+    parser.add_argument("--runtime", nargs="+", default=["eager"], help=f"{', '.join(RUNTIMES)} (eager)")
+    parser.add_argument("--fused", choices=FUSED, default="yes", help="after the exact savings, before, or both (yes)")
+    help = "PIXELS or HEIGHTxWIDTH, one or several (224)"
+    parser.add_argument("--img-size", nargs="+", type=_size, default=[(224, 224)], metavar="SIZE", help=help)
+    help = "float32, bfloat16, float16, int8; one or several (float32)"
+    parser.add_argument("--precision", nargs="+", default=["float32"], help=help)
+    parser.add_argument("--channels-last", action="store_true", help="layout of eager and compiled models")
+    parser.add_argument("--device", default="cpu", help="where eager and compiled models run (cpu)")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with (the runtime's choice)")
+    parser.add_argument("--batch-size", type=int, default=0, help="also measure the throughput of such batches (0: no)")
+    parser.add_argument("--rounds", type=int, default=30, help="timed calls of each side (30)")
+    parser.add_argument("--warmup", type=int, default=3, help="calls before them (3)")
+    help = "wall, or cpu: processor time, which others on the same cores hardly change (wall)"
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help=help)
+    parser.add_argument("--no-memory", action="store_true", help="leave out peak memory, a process for each side")
+    help = "published accuracy of a peer in per cent, for the chart"
+    parser.add_argument("--top1", nargs="+", default=[], metavar="NAME=PERCENT", help=help)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write results.json and charts here")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    args = parser.parse_args(argv)
+    for name in args.runtime:
+        if name not in RUNTIMES:
+            raise ValueError(f"--runtime must be of {', '.join(RUNTIMES)}, got {name!r}")
+    for name in args.precision:
+        if name not in ("float32", "bfloat16", "float16", "int8"):
+            raise ValueError(f"--precision must be of float32, bfloat16, float16, int8, got {name!r}")
+    for name in ("rounds", "batch_size", "warmup", "threads"):
+        least = 0 if name in ("batch_size", "warmup") else 1
+        if getattr(args, name) is not None and getattr(args, name) < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(args, name)}")
+    if args.batch_size and "executorch" in args.runtime:
+        raise ValueError("--batch-size: an ExecuTorch program takes one image; leave it out, or executorch")
+    _accuracies(args.top1)
+    return args
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Read ``224`` or ``224x320``."""
+    height, _, width = text.partition("x")
+    if not height.isdecimal() or not (width or height).isdecimal() or int(height) < 1 or int(width or 1) < 1:
+        raise argparse.ArgumentTypeError(f"must be PIXELS or HEIGHTxWIDTH, got {text!r}")
+    return int(height), int(width or height)
+
+
+def _accuracies(pairs: list[str]) -> dict[str, float]:
+    known = dict(PUBLISHED_TOP1)
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        try:
+            known[name] = float(value)
+        except ValueError:
+            raise ValueError(f"--top1 must be NAME=PERCENT, got {pair!r}") from None
+    return known
+
+
+def _with_first_form(measurements: list[Measurement]) -> list[tuple[Measurement, Measurement]]:
+    """Pair each measurement with the first form of its model at its size."""
+    first: dict[Any, Measurement] = {}
+    for m in measurements:
+        first.setdefault((m.side.model, m.side.size), m)
+    return [(m, first[m.side.model, m.side.size]) for m in measurements]
+
+
+def _row(pair: tuple[Measurement, Measurement]) -> dict[str, str]:
+    m, first = pair
+    low, middle, high = (1e3 * seconds for seconds in m.latency)
+    faster = speed_up(first, m)
+    return {
+        "model": m.side.model,
+        "runtime": m.side.runtime,
+        "form": f"{m.side.form}, {m.side.precision}",
+        "size": "x".join(map(str, m.side.size)),
+        "params": f"{m.params / 1e6:.1f}M",
+        "MACs": f"{m.macs / 1e9:.2f}G",
+        "ms": f"{middle:.2f} ({low:.2f}-{high:.2f})",
+        "images/s": "-" if m.throughput is None else f"{m.throughput:.1f}",
+        "memory": "-" if m.memory is None else f"{m.memory / 1e6:.0f} MB",
+        "error": f"{m.error:.0e}",
+        "times faster": "-" if m is first else "outputs differ" if faster is None else f"{faster:.2f}",
+    }
+
+
+def _against(measurements: list[Measurement], models: list[str], peers: list[str]) -> list[dict[str, str]]:
+    """Make a row for each model in each form, with a column for each peer in the same form."""
+    by_side = {m.side: m for m in measurements}
+    rows = []
+    for m in measurements:
+        if m.side.model not in models or not peers:
+            continue
+        row = {"model": m.side.model, "form": m.side.name.partition(", ")[2]}
+        for peer in peers:
+            other = by_side[Side(**(m.side.record | {"model": peer, "size": m.side.size}))]
+            row[peer] = f"{m.latency[1] / other.latency[1]:.2f}"
+        rows.append(row)
+    return rows
+
+
+def _record(m: Measurement) -> dict[str, Any]:
+    low, middle, high = m.latency
+    return asdict(m) | {"latency": {"q1": low, "median": middle, "q3": high}, "throughput": m.throughput}
+
+
+def _title(args: Any) -> str:
+    threads = "default threads" if args.threads is None else f"{args.threads} thread(s)"
+    clock = "processor time" if args.clock == "cpu" else "wall clock"
+    return (
+        f"medians (quartiles) of {args.rounds} rounds, {clock}, {threads}; error relative to eager float32 as trained"
+    )
+
+
+def _write(record: dict[str, Any], measurements: list[Measurement], folder: Path, top1: dict[str, float]) -> None:
+    from linvit.bench.charts import plot_accuracy, plot_resolution
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder / "results.json") as temporary:
+        temporary.write_text(json.dumps(record, indent=1))
+    plot_accuracy(measurements, top1, folder / "accuracy.png")
+    if len({m.side.size for m in measurements}) > 1:
+        plot_resolution(measurements, folder / "resolution.png")

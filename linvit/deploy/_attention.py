@@ -1,0 +1,145 @@
+"""Attention for inference: constants folded, and of the two orders of the products the cheaper one."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from linvit.attention import FocusedLinearAttention, LinearAttention, WindowAttention
+from linvit.attention._common import TokenAttention
+from linvit.ops import elu_plus_one, focused, positions_on_grid, relu, window_attention
+from linvit.ops._precision import accumulation_dtype
+
+__all__ = ["FusedFocusedAttention", "FusedLinearAttention", "FusedWindowAttention", "attend"]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, eps: float | Tensor = 1e-6) -> Tensor:
+    """Attend as :func:`linvit.ops.linear_attention` does, by weights ``[N, N]`` where tokens are fewer than channels.
+
+    Where N is symbolic (an export for any size) the order is the linear one.
+
+    Args:
+        q: Query features ``[B, h, N, d]``, non-negative.
+        k: Key features ``[B, h, M, d]``, non-negative.
+        v: Values ``[B, h, M, e]``.
+        eps: Added to the normaliser; a number or ``[B, 1, N, 1]``.
+
+    Returns:
+        ``[B, h, N, e]`` in the type of ``v``.
+    """
+    acc = accumulation_dtype(v)
+    tokens = k.shape[2]
+    q, k = q.to(acc), k.to(acc) / tokens
+    values = v.to(acc)
+    if not isinstance(tokens, torch.SymInt) and tokens < k.shape[3]:
+        weights = q @ k.transpose(2, 3)
+        return (weights @ values / (weights.sum(dim=3, keepdim=True) + eps)).to(v.dtype)
+    normaliser = q @ k.sum(dim=2).unsqueeze(3)
+    return (q @ (k.transpose(2, 3) @ values) / (normaliser + eps)).to(v.dtype)
+
+
+class _Fused(nn.Module):
+    """What stays of an attention around its mechanism: input and output projection."""
+
+    def __init__(self, attn: TokenAttention):
+        super().__init__()
+        self.grid_size, self.num_heads, self.num_prefix_tokens = attn.grid_size, attn.num_heads, attn.num_prefix_tokens
+        self.qkv, self.proj = attn.qkv, attn.proj
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """``[B, N, C]`` to ``[B, h, N, C / h]``."""
+        return x.reshape(x.shape[0], x.shape[1], self.num_heads, -1).transpose(1, 2)
+
+
+class FusedFocusedAttention(_Fused):
+    """Focused linear attention whose learned scale is in its projections, with one kernel for all local branches.
+
+    Features are ``focus((relu(x) + eps) g)`` with a positive gain ``g`` per channel, and ``relu(x) g = relu(x g)``.
+    """
+
+    def __init__(self, attn: FocusedLinearAttention, eps: float = 1e-6):
+        super().__init__(attn)
+        self.power, self.eps = attn.power, eps
+        with torch.no_grad():
+            gain = 1 / F.softplus(attn.scale.double()).flatten()
+            self.size = gain.max().item()  # focus is homogeneous: the size of the gain is a factor at the end
+            gain = gain / self.size
+            scale = torch.cat((gain, gain, torch.ones_like(gain)))
+            self.qkv.weight.copy_(self.qkv.weight.double() * scale.unsqueeze(1))
+            if self.qkv.bias is not None:
+                self.qkv.bias.copy_(self.qkv.bias.double() * scale)
+            dtype = self.qkv.weight.dtype
+            self.positions = nn.Parameter((attn.positional_encoding.double() * gain).to(dtype))
+            self.floor = nn.Parameter((gain * eps).to(accumulation_dtype(self.qkv.weight)))
+            self.local = _local_convolution(attn)
+
+    def forward(self, x: Tensor, grid_size: list[int] | None = None) -> Tensor:
+        """Map tokens ``[B, N, C]`` to the same shape; the native grid if ``grid_size`` is None."""
+        height, width = self.grid_size if grid_size is None else grid_size
+        B, N, C = x.shape
+        prefix = self.num_prefix_tokens
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        k = k + positions_on_grid(self.positions, self.grid_size, [height, width], N, prefix)
+        k, k_factor = self._focus(k)
+        q, q_factor = self._focus(q)
+        # A factor of a query cancels in the quotient, but for epsilon.
+        eps = (self.eps / self.size / q_factor).unsqueeze(1)
+        mixed = attend(self._heads(q), self._heads(k * (k_factor * self.size)), self._heads(v).to(k.dtype), eps)
+        mixed = mixed.transpose(1, 2).reshape(B, N, C).to(v.dtype)
+        local = self.local(v[:, prefix:].reshape(B, height, width, C).permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
+        return self.proj(mixed + (F.pad(local, (0, 0, prefix, 0)) if prefix else local))
+
+    def _focus(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``y ** p`` and the factor of each row that restores the norm, for ``y = relu(x) + floor``."""
+        x = x.to(self.floor.dtype).clamp(0.0, 65504.0) + self.floor
+        if self.power > 3.0:  # the power could overflow
+            return focused(x, self.power), torch.ones_like(x[..., :1])
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        x = x * x * x if self.power == 3.0 else x**self.power
+        return x, norm / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+
+
+class FusedLinearAttention(_Fused):
+    """Plain linear attention in the cheaper order."""
+
+    def __init__(self, attn: LinearAttention):
+        super().__init__(attn)
+        self.features = elu_plus_one if attn.feature_map == "elu" else relu
+
+    def forward(self, x: Tensor, grid_size: list[int] | None = None) -> Tensor:
+        """Map tokens ``[B, N, C]`` to the same shape; ``grid_size`` changes nothing."""
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        mixed = attend(self._heads(self.features(q)), self._heads(self.features(k)), self._heads(v))
+        return self.proj(mixed.transpose(1, 2).reshape(x.shape))
+
+
+class FusedWindowAttention(_Fused):
+    """Softmax attention in windows whose position bias is looked up once for all."""
+
+    def __init__(self, attn: WindowAttention):
+        super().__init__(attn)
+        self.window, self.shift = [attn.window_size] * 2, [attn.shift_size] * 2
+        bias = attn.relative_position_bias_table[attn.relative_position_index]
+        self.bias = nn.Parameter(bias.permute(2, 0, 1).unsqueeze(0).detach().contiguous())
+
+    def forward(self, x: Tensor, grid_size: list[int] | None = None) -> Tensor:
+        """Map tokens ``[B, H W, C]`` to the same shape; the native grid if ``grid_size`` is None."""
+        height, width = self.grid_size if grid_size is None else grid_size
+        B, N, C = x.shape
+        qkv: Any = self.qkv(x).reshape(B, height, width, 3, C)
+        return self.proj(window_attention(qkv, self.num_heads, self.window, self.shift, self.bias).reshape(B, N, C))
+
+
+def _local_convolution(attn: FocusedLinearAttention) -> nn.Conv2d:
+    """Make one depthwise convolution of the one that all heads share and the one that each channel has."""
+    weight = attn.dwc.weight.repeat(attn.num_heads, 1, 1, 1)
+    assert attn.dwc.bias is not None
+    bias = attn.dwc.bias.repeat(attn.num_heads)
+    if attn.get_v is not None:
+        assert attn.get_v.bias is not None
+        weight, bias = weight + F.pad(attn.get_v.weight, (attn.border,) * 4), bias + attn.get_v.bias
+    size = weight.shape[-1]
+    conv = nn.Conv2d(len(weight), len(weight), size, padding=size // 2, groups=len(weight))
+    conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias)
+    return conv

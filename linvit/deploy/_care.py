@@ -1,0 +1,158 @@
+"""CARE for inference: one linear map wherever the trained model has several in a row."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from linvit.attention import CareTokenMixer, DualInteraction
+from linvit.deploy._attention import attend
+from linvit.deploy._folding import affine, scale_inputs, scale_outputs
+from linvit.models.care import Care, CareBlock, CareHead, CareStage, PatchConv2d
+from linvit.ops import elu_plus_one
+
+__all__ = ["FusedCare", "FusedCareStage"]
+
+
+class FusedCare(Care):
+    """CARE with one classifier, the mean of the trained two, and fused stages.
+
+    Both heads normalise the same features: what differs, gain and bias, is linear and goes into one linear layer.
+
+    Args:
+        model: A model in evaluation mode, whose parts are taken over.
+    """
+
+    def __init__(self, model: Care):
+        nn.Module.__init__(self)
+        self.__dict__.update(model.__dict__)
+        if isinstance(self.head, CareHead) and isinstance(self.dist_head, CareHead):
+            self.head = _mean_head(self.head, self.dist_head)
+            self.dist_head = nn.Identity()
+
+    def get_classifier(self) -> nn.Module:  # type: ignore[override]
+        """Return the classifier."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Remove the classifier (0 classes); a fused model cannot learn a new one."""
+        if num_classes != 0:
+            raise ValueError(f"num_classes of a fused model can only be reset to 0, got {num_classes}")
+        super().reset_classifier(0, global_pool)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool and classify; ``pre_logits`` returns the pooled, activated features."""
+        if self.global_pool == "avg":
+            x = x.mean(dim=(2, 3))
+        x = self.head_act(x)
+        if pre_logits or self.num_classes == 0:
+            return x
+        return self.head(x.permute(0, 2, 3, 1) if self.global_pool == "" else x)
+
+
+class FusedCareStage(nn.Module):
+    """A stage without BatchNorms and layer scales; maps in and out are the trained stage's."""
+
+    def __init__(self, stage: CareStage):
+        super().__init__()
+        self.downsample: nn.Module = nn.Identity()
+        if len(stage.downsample):
+            norm, conv = stage.downsample
+            assert isinstance(norm, nn.BatchNorm2d)
+            assert isinstance(conv, PatchConv2d)
+            self.downsample = _NormalisedPatches(norm, conv)
+        self.blocks = nn.Sequential(*map(_FusedBlock, stage.blocks))  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[B, C, H, W]`` to ``[B, C', H', W']``."""
+        return self.blocks(self.downsample(x))
+
+
+class _NormalisedPatches(nn.Module):
+    """BatchNorm and a convolution over whole patches as one convolution, exact where the map is padded, too."""
+
+    def __init__(self, norm: nn.BatchNorm2d, conv: PatchConv2d):
+        super().__init__()
+        scale, shift = affine(norm)
+        # The trained model pads after the BatchNorm. There, the shift that is in the bias now must not count.
+        shifted = torch.einsum("oikl,i->okl", conv.weight.detach().double(), shift).unsqueeze(1)
+        self.register_buffer("shifted", shifted.to(conv.weight.dtype))
+        scale_inputs(conv, scale, shift)
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        patch = self.conv.patch_size
+        height, width = x.shape[2:]
+        y = self.conv(x)
+        if height % patch or width % patch:
+            outside = F.pad(x.new_zeros(1, 1, height, width), (0, -width % patch, 0, -height % patch), value=1.0)
+            y = y - F.conv2d(outside, self.shifted, stride=patch)  # type: ignore[arg-type]
+        return y
+
+
+class _FusedBlock(nn.Module):
+    """A block: token mixing, then two expansions, each of which is 1x1, GELU, depthwise 3x3, 1x1."""
+
+    def __init__(self, block: CareBlock):
+        super().__init__()
+        inter: DualInteraction = block.inter_layer
+        self.split = list(block.split)
+        self.mix = _FusedMixer(block.token_mixer)
+        scale_inputs(inter.inter1_fc1, *affine(inter.inter1_norm))
+        scale_inputs(inter.inter2_fc1, *affine(inter.inter2_norm))
+        self.expand1, self.local1, self.project1 = inter.inter1_fc1, inter.inter1_conv, inter.inter1_fc2
+        self.expand2, self.local2, self.project2 = inter.inter2_fc1, inter.inter2_conv, inter.inter2_fc2
+        self.gamma = None
+        if block.gamma is not None:
+            assert self.project2 is not None
+            scale_outputs(self.project2, block.gamma.detach().double())
+            self.gamma = nn.Parameter(block.gamma.detach().view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        memory, mixed = x.split(self.split, dim=1)
+        mixed = self.mix(mixed)
+        mixed = self.project1(self.local1(F.gelu(self.expand1(mixed)))) + mixed
+        y = torch.cat((memory, mixed), dim=1)
+        z = self.local2(F.gelu(self.expand2(y)))
+        if self.project2 is None:
+            return z
+        return self.project2(z) + (x + y * self.gamma)
+
+
+class _FusedMixer(nn.Module):
+    """Token mixing without the transposes that attention over rows of tokens needs."""
+
+    def __init__(self, mixer: CareTokenMixer):
+        super().__init__()
+        self.num_heads = mixer.num_heads
+        self.local3, self.local7 = mixer.dwconv1, mixer.dwconv2
+        if self.num_heads:
+            self.qk = mixer.qk
+        else:
+            self.column, self.row = mixer.dwconvatt_1, mixer.dwconvatt_2
+            with torch.no_grad():  # one bias for the sum of both
+                self.row.bias = nn.Parameter(self.row.bias + self.column.bias)  # type: ignore[operator]
+            self.column.bias = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, local3, local7 = x.chunk(3, dim=1)
+        x = self._attend(x) if self.num_heads else self.column(x) + self.row(x)
+        return torch.cat((x, self.local3(local3), self.local7(local7)), dim=1)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        B, C, H, W = x.shape
+        q, k = elu_plus_one(self.qk(x)).chunk(2, dim=1)
+        q, k, v = (t.reshape(B, self.num_heads, -1, H * W).transpose(2, 3) for t in (q, k, x))
+        return attend(q, k, v).transpose(2, 3).reshape(B, C, H, W)
+
+
+@torch.no_grad()
+def _mean_head(head: CareHead, dist_head: CareHead) -> nn.Module:
+    """One head for the mean of two."""
+    weight, bias = 0.0, 0.0
+    for one in (head, dist_head):
+        scale_inputs(one.fc, *affine(one.norm))
+        weight, bias = weight + one.fc.weight.double() / 2, bias + one.fc.bias.double() / 2
+    norm = nn.LayerNorm(head.norm.normalized_shape[0], eps=head.norm.eps, elementwise_affine=False)
+    head.fc.weight.copy_(weight)  # type: ignore[arg-type]
+    head.fc.bias.copy_(bias)  # type: ignore[arg-type]
+    return nn.Sequential(norm, head.fc)

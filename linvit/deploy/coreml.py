@@ -1,0 +1,53 @@
+"""CoreML packages for Apple's devices. They run on Apple's systems alone; elsewhere their structure is checked."""
+
+from pathlib import Path
+
+from linvit.deploy.job import Job, quiet
+
+try:
+    with quiet():
+        import coremltools
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(f'CoreML needs {error.name}: pip install "linvit[deploy]"') from error
+
+__all__ = ["PRECISIONS", "SUFFIX", "describe", "export", "load"]
+
+SUFFIX = ".mlpackage"
+PRECISIONS = ("float32", "float16")
+load = None  # nothing here can run a package
+
+
+def export(job: Job, path: Path) -> None:
+    """Write a package for one image of one size, for iOS 16 and macOS 13 or newer."""
+    if job.dynamic_size:
+        raise ValueError("a CoreML package is written for one size: leave out --dynamic-size")
+    precision = coremltools.precision.FLOAT32 if job.precision == "float32" else coremltools.precision.FLOAT16
+    with quiet():
+        package = coremltools.convert(
+            job.program(dynamic_batch=False).run_decompositions({}),
+            convert_to="mlprogram",
+            inputs=[coremltools.TensorType(name="images", shape=tuple(job.example[:1].shape))],
+            outputs=[coremltools.TensorType(name=name) for name in job.outputs],
+            compute_precision=precision,
+            minimum_deployment_target=coremltools.target.iOS16,
+            skip_model_load=True,
+        )
+    package.user_defined_metadata.update(job.metadata)
+    package.save(str(path))
+
+
+def describe(path: Path) -> str:
+    """Read a package back and say in words what is in it.
+
+    Raises:
+        ValueError: It is no ML program with one input.
+    """
+    with quiet():
+        spec = coremltools.models.MLModel(str(path), skip_model_load=True).get_spec()
+    if spec.WhichOneof("Type") != "mlProgram" or len(spec.description.input) != 1:
+        raise ValueError(f"{path} is no ML program with one input")
+    (block,) = spec.mlProgram.functions["main"].block_specializations.values()
+    (images,) = spec.description.input
+    outputs = ", ".join(output.name for output in spec.description.output)
+    shape = "x".join(map(str, images.type.multiArrayType.shape))
+    return f"{len(block.operations)} operations, {images.name} {shape} to {outputs}"

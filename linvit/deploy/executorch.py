@@ -1,0 +1,73 @@
+"""ExecuTorch programs with the XNNPACK backend: PyTorch's own runtime for phones."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from linvit.deploy.job import Job, Run, quiet
+
+try:
+    with quiet():
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(f'ExecuTorch needs {error.name}: pip install "linvit[deploy]"') from error
+
+__all__ = ["PRECISIONS", "SUFFIX", "export", "load"]
+
+SUFFIX = ".pte"
+PRECISIONS = ("float32", "float16", "int8")
+
+
+def export(job: Job, path: Path) -> None:
+    """Write a program for one image of one size; what describes it goes into a ``.json`` beside it."""
+    if job.dynamic_size:
+        raise ValueError("an ExecuTorch program plans its memory for one size: leave out --dynamic-size")
+    program = job.program(dynamic_batch=False)
+    with quiet():
+        if job.precision == "int8":
+            program = _quantized(program, job)
+        edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        path.write_bytes(edge.to_executorch().buffer)
+    path.with_suffix(".json").write_text(json.dumps(job.metadata, indent=1))
+
+
+def load(path: Path, threads: int | None = None) -> Run:
+    """Open a program in ExecuTorch's Python runtime; a batch is run image by image.
+
+    Args:
+        path: The ``.pte``.
+        threads: Must be None: the runtime's threads are set for the process, by its affinity.
+    """
+    from executorch.runtime import Runtime
+
+    program = Runtime.get().load_program(str(path))
+    method: Any = program.load_method("forward")
+
+    def run(images: Tensor) -> list[Tensor]:
+        # The outputs live in memory that the next call overwrites.
+        runs = [[y.clone() for y in method.execute([image.contiguous()])] for image in images.split(1)]
+        return [torch.cat(parts) for parts in zip(*runs, strict=True)]
+
+    run.program = program  # type: ignore[attr-defined] -- the method needs it alive
+    return run
+
+
+def _quantized(program: Any, job: Job) -> Any:
+    """Quantize after training: symmetric, weights per channel, by the ranges seen on the calibration images."""
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    assert job.calibration is not None
+    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    observed = prepare_pt2e(program.module(), quantizer)
+    with torch.no_grad():
+        for image in job.calibration.split(1):
+            observed(image)
+    return torch.export.export(convert_pt2e(observed), (job.example[:1],))

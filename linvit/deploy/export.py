@@ -1,0 +1,156 @@
+"""Export in any format: write, load the file in its runtime, compare with the model, and only then put it in place."""
+
+import importlib
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from linvit.deploy.job import Features, Job, WithPreprocessing, make_job
+
+__all__ = ["BOUNDS", "FORMATS", "Check", "Export", "compare", "export_model", "runtime"]
+
+FORMATS = ("onnx", "openvino", "coreml", "executorch", "torch")
+
+BOUNDS = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "int8": 0.25}
+"""Largest error relative to the largest output that an export may have, by precision.
+
+Another order of summation stays far below the first. The last is for logits of trained models: look at the agreement.
+"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """How far a file's outputs are from the model's, relative to the model's largest.
+
+    ``top1_agreement`` is the share of images with the same most likely class; None where the outputs are no classes.
+    """
+
+    max_error: float
+    mean_error: float
+    top1_agreement: float | None
+    images: int
+
+
+@dataclass(frozen=True)
+class Export:
+    """An export that was put in place. ``check`` is None where nothing here can run it, and ``structure`` says more."""
+
+    files: list[Path]
+    bytes: int
+    check: Check | None
+    structure: str | None = None
+
+
+def runtime(format: str) -> ModuleType:
+    """Import the module of a format; its libraries are imported with it.
+
+    Raises:
+        ValueError: There is no such format.
+        ModuleNotFoundError: A library is missing; the message says what to install.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    return importlib.import_module(f"linvit.deploy.{format}")
+
+
+def export_model(
+    model: nn.Module,
+    path: str | Path,
+    format: str,
+    images: Tensor,
+    *,
+    precision: str = "float32",
+    bound: float | None = None,
+    **options: object,
+) -> Export:
+    """Write a model, run the file on images, compare, and put it in place only if it is good.
+
+    Args:
+        model: A model of linvit or timm, made by :func:`linvit.load_model` or ``timm.create_model``.
+        path: The file (for CoreML, the package) to write; files that a format writes beside it have its name.
+        format: One of :data:`FORMATS`.
+        images: What to compare on, as the exported model takes them.
+        precision: "float32", "float16", "bfloat16" or "int8", as far as the format has it.
+        bound: Largest error relative to the largest output; None takes :data:`BOUNDS`.
+        **options: As for :func:`linvit.deploy.job.make_job`.
+
+    Raises:
+        ValueError: The format does not have the precision, or the file differs by more than the bound; what was there
+            before is still there.
+    """
+    module = runtime(format)
+    if precision not in module.PRECISIONS:
+        raise ValueError(f"precision for {format} must be one of {', '.join(module.PRECISIONS)}, got {precision!r}")
+    path = Path(path)
+    bound = BOUNDS[precision] if bound is None else bound
+    traced = "float32" if format in ("openvino", "coreml") and precision == "float16" else precision
+    job = make_job(model, precision=traced, **options)  # type: ignore[arg-type]
+    job = Job(job.model, job.example, job.outputs, precision, job.dynamic_size, job.calibration, job.metadata)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        staged = Path(folder, path.stem + module.SUFFIX)
+        module.export(job, staged)
+        check, structure = None, None
+        if module.load is None:
+            structure = module.describe(staged)
+        else:
+            check = compare(reference(model, job), module.load(staged), images)
+            if not check.max_error <= bound:  # a NaN is no pass
+                raise ValueError(
+                    f"the export differs from the model by {check.max_error:.1e} (bound {bound:.0e}): "
+                    f"{path} was not written"
+                )
+        files = [_put_in_place(part, path.with_suffix(part.suffix)) for part in sorted(Path(folder).iterdir())]
+    return Export(files, sum(map(_size, files)), check, structure)
+
+
+def reference(model: nn.Module, job: Job) -> nn.Module:
+    """Return the model as it is, in float32, between what the job has around it."""
+    plain: nn.Module = model.float().eval()
+    wrapper = job.model
+    if job.outputs[0].startswith("map"):
+        plain = Features(plain)
+    if isinstance(wrapper, WithPreprocessing):
+        plain = WithPreprocessing(plain, (0.5,) * 3, (0.5,) * 3, wrapper.softmax)
+        plain.shift, plain.scale = wrapper.shift, wrapper.scale
+    return plain
+
+
+@torch.inference_mode()
+def compare(model: nn.Module, run, images: Tensor) -> Check:
+    """Run a model and a loaded file on the same images and compare what comes out."""
+    expected = model(images)
+    expected = [expected] if isinstance(expected, Tensor) else list(expected)
+    actual = run(images)
+    errors = [
+        (one.double() - other.double()).abs() / other.double().abs().max()
+        for one, other in zip(actual, expected, strict=True)
+    ]
+    top1 = None
+    if len(expected) == 1 and expected[0].ndim == 2:
+        top1 = (actual[0].argmax(1) == expected[0].argmax(1)).double().mean().item()
+    return Check(
+        max_error=max(error.max().item() for error in errors),
+        mean_error=max(error.mean().item() for error in errors),
+        top1_agreement=top1,
+        images=len(images),
+    )
+
+
+def _put_in_place(part: Path, place: Path) -> Path:
+    """Rename a finished file or folder to its place; an earlier folder there goes first, which a file need not."""
+    if part.is_dir() and place.exists():
+        shutil.rmtree(place)
+    os.replace(part, place)
+    return place
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())

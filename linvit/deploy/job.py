@@ -1,0 +1,185 @@
+"""What is to be exported, the same for every format: a model made ready, an example, names, metadata."""
+
+import contextlib
+import copy
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from linvit.attention import StripeAttention, WindowAttention
+from linvit.deploy._attention import FusedWindowAttention
+from linvit.deploy.fuse import fuse, is_fused
+
+__all__ = ["DTYPES", "Features", "Job", "Run", "WithPreprocessing", "make_job", "quiet"]
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+Run = Callable[[Tensor], list[Tensor]]
+"""A loaded file: a batch of images in, its outputs out."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model ready for export, and how.
+
+    Attributes:
+        model: Takes ``images``, returns a tensor or several.
+        example: Images of the native size.
+        outputs: Names of what it returns.
+        precision: "float32", "float16", "bfloat16" or "int8".
+        dynamic_size: Heights and widths in multiples of 32 are open, besides the batch.
+        calibration: Images ``[B, ...]`` for int8.
+        metadata: Texts to keep with the file.
+    """
+
+    model: nn.Module
+    example: Tensor
+    outputs: tuple[str, ...]
+    precision: str = "float32"
+    dynamic_size: bool = False
+    calibration: Tensor | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    def program(self, dynamic_batch: bool = True) -> ExportedProgram:
+        """Trace the model with ``torch.export``."""
+        dims: dict[int, Any] = {0: Dim("batch")} if dynamic_batch else {}
+        if self.dynamic_size:
+            rows = 1 if self.example.dtype == torch.uint8 else 2
+            dims |= {rows: 32 * Dim("height32", max=256), rows + 1: 32 * Dim("width32", max=256)}
+        example = self.example if dynamic_batch else self.example[:1]
+        with quiet(), torch.no_grad():
+            return torch.export.export(self.model, (example,), dynamic_shapes=(dims,) if dims else None)
+
+
+class Features(nn.Module):
+    """The maps of a model's stages, or of the last four of its blocks: what a detector takes."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+        self.indices = 4 if len(model.feature_info) > 4 else None
+        self.names = tuple(f"map{i}" for i in range(min(4, len(model.feature_info))))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Map images to maps ``[B, C, H, W]``, finest first."""
+        return tuple(self.model.forward_intermediates(images, indices=self.indices, intermediates_only=True))
+
+
+class WithPreprocessing(nn.Module):
+    """Images as a camera gives them in, probabilities (or maps) out.
+
+    Args:
+        model: On normalised images ``[B, 3, H, W]``.
+        mean: Per channel, on a scale of 0 to 1.
+        std: Likewise.
+        softmax: Turn logits into probabilities.
+    """
+
+    def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], softmax: bool):
+        super().__init__()
+        self.model, self.softmax = model, softmax
+        self.register_buffer("shift", 255 * torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("scale", 1 / (255 * torch.tensor(std)).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map ``uint8`` images ``[B, H, W, 3]`` of the model's size to probabilities."""
+        y = self.model((images.permute(0, 3, 1, 2).float() - self.shift) * self.scale)
+        return y.softmax(dim=1) if self.softmax else y
+
+
+class _InPrecision(nn.Module):
+    """A model computed in half precision, between float32 images and float32 outputs."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype):
+        super().__init__()
+        self.model, self.dtype = model.to(dtype), dtype
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        y = self.model(images.to(self.dtype))
+        return y.float() if isinstance(y, Tensor) else tuple(map(Tensor.float, y))
+
+
+def make_job(
+    model: Any,
+    img_size: tuple[int, int] | None = None,
+    *,
+    precision: str = "float32",
+    fused: bool = True,
+    features: bool = False,
+    preprocessing: bool = False,
+    dynamic_size: bool = False,
+    calibration: Tensor | None = None,
+    classes: list[str] | None = None,
+) -> Job:
+    """Make a model ready for export.
+
+    Args:
+        model: A model of linvit or timm; it stays as it is.
+        img_size: Height and width in pixels; None takes the model's.
+        precision: "float32", "float16", "bfloat16" or "int8".
+        fused: Apply :func:`linvit.deploy.fuse`.
+        features: Export the stages' maps instead of the classifier.
+        preprocessing: Take ``uint8`` images ``[B, H, W, 3]`` and return probabilities.
+        dynamic_size: Take any height and width that is a multiple of 32.
+        calibration: Images as the exported model takes them, for int8.
+        classes: Names of the classes, for the metadata.
+
+    Raises:
+        ValueError: The model's size cannot be dynamic, or int8 has nothing to calibrate with.
+    """
+    if precision not in (*DTYPES, "int8"):
+        raise ValueError(f"precision must be one of {', '.join(DTYPES)}, int8, got {precision!r}")
+    if precision == "int8" and calibration is None:
+        raise ValueError("precision int8 needs calibration images: give --calibration IMAGE...")
+    config = resolve_model_data_config(model)
+    channels, *native = config["input_size"]
+    height, width = img_size or native
+    prepared = fuse(model) if fused and not is_fused(model) else copy.deepcopy(model).eval()
+    prepared = prepared.cpu()
+    if dynamic_size and any(
+        isinstance(m, WindowAttention | StripeAttention | FusedWindowAttention) for m in model.modules()
+    ):
+        raise ValueError(f"{type(model).__name__} attends in windows, which fixes the size: leave out --dynamic-size")
+    outputs = ("probabilities" if preprocessing else "logits",)
+    if features:
+        prepared = Features(prepared)
+        outputs = prepared.names
+    if precision in ("float16", "bfloat16"):
+        prepared = _InPrecision(prepared, DTYPES[precision])
+    example = torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(0))
+    if preprocessing:
+        prepared = WithPreprocessing(prepared, config["mean"], config["std"], softmax=not features)
+        example = (example * 64 + 128).clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
+    metadata = {
+        "input_size": json.dumps([channels, height, width]),
+        "mean": json.dumps(config["mean"]),
+        "std": json.dumps(config["std"]),
+        "interpolation": config["interpolation"],
+        "crop_pct": json.dumps(config["crop_pct"]),
+    }
+    if classes is not None and not features:
+        metadata["classes"] = json.dumps(list(classes))
+    return Job(prepared.eval(), example, outputs, precision, dynamic_size, calibration, metadata)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep exporters' progress reports and warnings to themselves; their errors are raised."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        void = io.StringIO()
+        with warnings.catch_warnings(), contextlib.redirect_stdout(void), contextlib.redirect_stderr(void):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

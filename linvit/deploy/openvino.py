@@ -1,0 +1,86 @@
+"""OpenVINO's format, run by OpenVINO: Intel's and Arm's CPUs, Intel's GPUs and NPUs."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from linvit.deploy.job import Job, Run, quiet
+
+try:
+    import openvino
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(f'OpenVINO needs {error.name}: pip install "linvit[deploy]"') from error
+
+__all__ = ["PRECISIONS", "SUFFIX", "export", "load"]
+
+SUFFIX = ".xml"
+PRECISIONS = ("float32", "float16", "int8")
+
+
+def export(job: Job, path: Path) -> None:
+    """Write the graph to ``path`` and the weights to a ``.bin`` beside it; any batch size.
+
+    "float16" halves the weights in the file; what they are computed in is chosen when the file is loaded, as bfloat16
+    is (``INFERENCE_PRECISION_HINT``).
+    """
+    with quiet(), _unreported():
+        model = openvino.convert_model(job.program())
+        if job.precision == "int8":
+            model = _quantized(model, job)
+    model.inputs[0].set_names({"images"})
+    for output, name in zip(model.outputs, job.outputs, strict=True):
+        output.set_names({name})
+    for key, value in job.metadata.items():
+        model.set_rt_info(value, ["linvit", key])
+    openvino.save_model(model, str(path), compress_to_fp16=job.precision == "float16")
+
+
+@contextlib.contextmanager
+def _unreported() -> Iterator[None]:
+    """Keep OpenVINO's tools from reporting their use over the network, which they leave out in CI alone."""
+    before = os.environ.get("CI")
+    os.environ["CI"] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CI"]
+        else:
+            os.environ["CI"] = before
+
+
+def load(path: Path, threads: int | None = None, precision: str = "float32") -> Run:
+    """Open a file in OpenVINO on the CPU.
+
+    Args:
+        path: The ``.xml``.
+        threads: Threads to compute with; None takes OpenVINO's choice.
+        precision: What to compute in, "float32" or "bfloat16".
+    """
+    config: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": {"bfloat16": "bf16"}.get(precision, "f32"),
+    }
+    if threads is not None:
+        config["INFERENCE_NUM_THREADS"] = threads
+    request = openvino.Core().compile_model(str(path), "CPU", config).create_infer_request()
+
+    def run(images: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.from_numpy(y.copy()) for y in request.infer([images.numpy()]).values()]
+
+    return run
+
+
+def _quantized(model: Any, job: Job) -> Any:
+    """Quantize after training, by NNCF's defaults: its special treatment of transformers costs accuracy here."""
+    try:
+        import nncf
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f'int8 for OpenVINO needs {error.name}: pip install "linvit[deploy]"') from error
+    assert job.calibration is not None
+    images = [image.numpy() for image in job.calibration.split(1)]
+    return nncf.quantize(model, nncf.Dataset(images), subset_size=len(images))

@@ -1,0 +1,62 @@
+"""A measurement compares outputs before it compares times."""
+
+import dataclasses
+
+import pytest
+
+from linvit.bench import quartiles
+from linvit.bench.process import side_memory
+from linvit.bench.run import Measurement, measure, speed_up
+from linvit.bench.sides import Side
+
+SIZE = (32, 32)
+
+
+def measurement(model: str, seconds: float, error: float, fused: bool = False) -> Measurement:
+    side = Side(model, "eager", fused, SIZE)
+    return Measurement(side, 1, 1, [seconds], 0, [], None, error)
+
+
+def test_forms_of_one_model_have_a_speed_up_only_if_their_outputs_agree():
+    slow, fast = measurement("a", 2.0, 0.0), measurement("a", 1.0, 1e-6, fused=True)
+    assert speed_up(slow, fast) == 2.0
+    wrong = dataclasses.replace(fast, error=1e-3)
+    assert speed_up(slow, wrong) is None
+    assert speed_up(wrong, slow) is None
+    assert speed_up(slow, dataclasses.replace(fast, error=float("nan"))) is None
+    assert speed_up(slow, measurement("b", 4.0, 1e-3)) == 0.5
+
+
+@pytest.fixture(scope="module")
+def measured(run_folder):
+    sides = [
+        Side(str(run_folder), runtime, fused, SIZE) for runtime, fused in [("eager", False), ("onnxruntime", True)]
+    ]
+    return measure(sides, rounds=3, warmup=1, batch=2, memory=False, clock="cpu")
+
+
+def test_sides_are_timed_in_their_runtimes_and_checked(measured):
+    trained, fused = measured
+    assert trained.error == 0.0
+    assert 0.0 < fused.error < 1e-5
+    assert fused.agrees
+    assert len(fused.seconds) == 3
+    assert fused.throughput > 0
+    assert trained.params == fused.params
+    assert trained.macs == fused.macs > 1e5
+    low, middle, high = trained.latency
+    assert 0 < low <= middle <= high
+
+
+def test_peak_memory_is_of_a_fresh_process(run_folder, tmp_path):
+    assert 1e6 < side_memory(Side(str(run_folder), "eager", False, SIZE), tmp_path) < 1e9
+
+
+def test_sides_must_differ():
+    with pytest.raises(ValueError, match="all different"):
+        measure([Side("care_s0"), Side("care_s0")])
+
+
+def test_quartiles():
+    assert quartiles([4.0, 1.0, 2.0, 3.0, 5.0]) == (2.0, 3.0, 4.0)
+    assert quartiles([7.0]) == (7.0, 7.0, 7.0)

@@ -1,0 +1,45 @@
+"""linvit bench: tables, JSON, charts, and what is asked wrongly."""
+
+import json
+
+import pytest
+
+ARGS = ("--rounds", "3", "--warmup", "1", "--no-memory", "--img-size", "32")
+
+
+def test_forms_and_peers_in_one_table(linvit_command, run_folder, tmp_path):
+    out = tmp_path / "out"
+    said = linvit_command(
+        "bench", run_folder, "--against", "mobilenetv3_small_050", "--fused", "both", "--out", out, *ARGS, "32x64"
+    )
+    assert said.code == 0, said.err
+    record = json.loads((out / "results.json").read_text())
+    assert len(record["sides"]) == 8  # two models, two forms, two sizes
+    assert {side["side"]["fused"] for side in record["sides"]} == {False, True}
+    assert all(side["error"] < 1e-4 and len(side["seconds"]) == 3 for side in record["sides"])
+    assert record["torch"]
+    assert {path.name for path in out.iterdir()} == {"results.json", "accuracy.png", "resolution.png"}
+
+
+def test_json(linvit_command, run_folder):
+    said = linvit_command("bench", run_folder, *ARGS, "--json", "--clock", "cpu", "--threads", "1")
+    assert said.code == 0
+    (side,) = said.json["sides"]
+    assert side["latency"]["q1"] <= side["latency"]["median"]
+    assert said.json["clock"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (["--runtime", "tflite"], "--runtime must be of eager, compiled, onnxruntime, openvino, executorch, got"),
+        (["--img-size", "0"], "argument --img-size: must be PIXELS or HEIGHTxWIDTH, got '0'"),
+        (["--rounds", "0"], "--rounds must be at least 1, got 0"),
+        (["--precision", "int4"], "--precision must be of float32, bfloat16, float16, int8, got 'int4'"),
+        (["--top1", "care_s0"], "--top1 must be NAME=PERCENT, got 'care_s0'"),
+    ],
+)
+def test_wrong_arguments_are_named(linvit_command, args, line):
+    said = linvit_command("bench", "care_s0", *args)
+    assert said.code == 2
+    assert line in said.err

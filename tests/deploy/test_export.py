@@ -1,0 +1,144 @@
+"""What an exported file computes is what the model computes, and a file that does not is not kept."""
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import pytest
+import timm
+import torch
+
+import linvit
+from linvit.deploy import export_model
+from linvit.deploy.export import runtime
+from tests.conftest import CLASSES
+
+OPTIONS = {"img_size": (32, 32), "classes": CLASSES}
+
+
+def images(batch: int = 3, height: int = 32, width: int = 32) -> torch.Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def model(run_folder):
+    return linvit.load_model(run_folder)
+
+
+@pytest.mark.parametrize(
+    ("format", "precision"),
+    [
+        ("onnx", "float32"),
+        ("onnx", "float16"),
+        ("openvino", "float32"),
+        ("openvino", "float16"),
+        ("torch", "float32"),
+        ("torch", "bfloat16"),
+        pytest.param("executorch", "float32", marks=pytest.mark.slow),
+        pytest.param("executorch", "int8", marks=pytest.mark.slow),
+        pytest.param("openvino", "int8", marks=pytest.mark.slow),
+    ],
+)
+def test_file_agrees_with_the_model_in_other_batches_too(model, tmp_path, format, precision):
+    calibration = images(8) if precision == "int8" else None
+    export = export_model(
+        model, tmp_path / "new" / "m.x", format, images(), precision=precision, calibration=calibration, **OPTIONS
+    )
+    assert export.check.top1_agreement == 1.0
+    assert export.check.max_error < {"float32": 1e-5, "float16": 1e-2}.get(precision, 0.1)
+    assert sorted(file.name for file in (tmp_path / "new").iterdir()) == sorted(file.name for file in export.files)
+    assert export.bytes == sum(file.stat().st_size for file in export.files)
+    path = next(file for file in export.files if file.suffix == runtime(format).SUFFIX)
+    (one,) = runtime(format).load(path, **({} if format == "executorch" else {"threads": 1}))(images(1))
+    with torch.no_grad():
+        torch.testing.assert_close(one, model(images(1)), rtol=0.1, atol=0.1 * model(images(1)).abs().max().item())
+
+
+def test_onnx_int8_is_smaller_and_says_how_far_it_is(model, tmp_path):
+    plain = export_model(model, tmp_path / "plain.onnx", "onnx", images(), **OPTIONS)
+    small = export_model(
+        model, tmp_path / "small.onnx", "onnx", images(), precision="int8", calibration=images(8), **OPTIONS
+    )
+    assert small.check.max_error > 10 * plain.check.max_error
+    weights = {
+        t.data_type for t in onnx.load(tmp_path / "small.onnx").graph.initializer if t.name.endswith("_quantized")
+    }
+    assert onnx.TensorProto.INT8 in weights
+    with pytest.raises(ValueError, match="int8 needs calibration images"):
+        export_model(model, tmp_path / "none.onnx", "onnx", images(), precision="int8", **OPTIONS)
+
+
+def test_metadata_names_the_classes(model, tmp_path):
+    export_model(model, tmp_path / "m.onnx", "onnx", images(), **OPTIONS)
+    properties = {p.key: p.value for p in onnx.load(tmp_path / "m.onnx").metadata_props}
+    assert json.loads(properties["classes"]) == CLASSES
+    assert json.loads(properties["input_size"]) == [3, 32, 32]
+    export_model(model, tmp_path / "m.xml", "openvino", images(), **OPTIONS)
+    read = openvino.Core().read_model(tmp_path / "m.xml")
+    assert json.loads(read.get_rt_info(["linvit", "classes"]).value) == CLASSES
+
+
+def test_preprocessing_takes_pixels_and_gives_probabilities(model, tmp_path):
+    pixels = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
+    export_model(model, tmp_path / "m.onnx", "onnx", pixels, preprocessing=True, **OPTIONS)
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
+    (probabilities,) = session.run(["probabilities"], {"images": pixels.numpy()})
+    normalised = (pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25  # what the run folder says
+    with torch.no_grad():
+        expected = model(normalised).softmax(1)
+    np.testing.assert_allclose(probabilities, expected.numpy(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_dynamic_size_and_features(model, tmp_path, format):
+    export = export_model(model, tmp_path / "m.x", format, images(), features=True, dynamic_size=True, **OPTIONS)
+    path = next(file for file in export.files if file.suffix == runtime(format).SUFFIX)
+    assert export.check.top1_agreement is None
+    large = images(2, 96, 64)
+    maps = runtime(format).load(path)(large)
+    with torch.no_grad():
+        expected = model.forward_intermediates(large, intermediates_only=True)
+    for one, other in zip(maps, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_dynamic_size_interpolates_positions(tmp_path):
+    model = timm.create_model(
+        "flatten_pvt_v2_b0", depths=(1, 1, 1, 1), embed_dims=(8, 16, 40, 64), num_classes=4
+    ).eval()
+    export_model(model, tmp_path / "m.onnx", "onnx", images(2, 64, 64), img_size=(64, 64), dynamic_size=True)
+    run = runtime("onnx").load(tmp_path / "m.onnx")
+    for size in ((224, 224), (96, 160)):
+        with torch.no_grad():
+            torch.testing.assert_close(run(images(1, *size))[0], model(images(1, *size)), rtol=1e-3, atol=1e-5)
+
+
+def test_windows_fix_the_size(tmp_path):
+    model = timm.create_model("flatten_swin_tiny", depths=(1, 1, 1, 1), embed_dim=24, img_size=64)
+    with pytest.raises(ValueError, match="FlattenSwin attends in windows"):
+        export_model(model, tmp_path / "m.onnx", "onnx", images(1, 64, 64), dynamic_size=True)
+
+
+def test_coreml_is_checked_by_its_structure(model, tmp_path):
+    export = export_model(model, tmp_path / "m.mlpackage", "coreml", images(), precision="float16", **OPTIONS)
+    assert export.check is None
+    assert "images 1x3x32x32 to logits" in export.structure
+    again = export_model(model, tmp_path / "m.mlpackage", "coreml", images(), precision="float16", **OPTIONS)
+    assert again.files == [tmp_path / "m.mlpackage"]  # a folder takes the place of a folder
+
+
+def test_a_file_beyond_the_bound_does_not_replace_a_good_one(model, tmp_path):
+    (tmp_path / "m.onnx").write_text("an earlier export")
+    with pytest.raises(ValueError, match=r"differs from the model by .* \(bound 1e-12\): .* was not written"):
+        export_model(model, tmp_path / "m.onnx", "onnx", images(), bound=1e-12, **OPTIONS)
+    assert (tmp_path / "m.onnx").read_text() == "an earlier export"
+    assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_what_a_format_lacks_is_named(model, tmp_path):
+    with pytest.raises(ValueError, match="precision for coreml must be one of float32, float16, got 'int8'"):
+        export_model(model, tmp_path / "m", "coreml", images(), precision="int8")
+    with pytest.raises(ValueError, match=r"format must be one of onnx, openvino, .*, got 'tflite'"):
+        export_model(model, tmp_path / "m", "tflite", images())

@@ -1,0 +1,143 @@
+"""A fused model computes what the trained one computes, in every family and at any size."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import linvit
+from linvit.deploy import fuse, fuse_report
+from tests.golden import relative_error
+from tests.models import every_model
+
+BOUNDS = [(torch.float64, 1e-10), (torch.float32, 1e-5)]
+SIZES = [(64, 96), (37, 75)]
+
+
+@torch.no_grad()
+def lived_in(model: nn.Module) -> nn.Module:
+    """Give a model weights in which nothing can hide: no statistic, gain, shift or position is at its start."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
+            module.weight.uniform_(0.5, 1.5, generator=generator)
+            module.bias.normal_(0, 0.3, generator=generator)
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.5, generator=generator)
+            module.running_var.uniform_(0.3, 3.0, generator=generator)
+            module.weight[0] = 0.0  # a dead channel: its scale cannot be divided by
+    for name, tensor in model.named_parameters():
+        if name.endswith("gamma"):
+            tensor.uniform_(0.2, 1.0, generator=generator)
+        elif name.endswith((".scale", "positional_encoding", "pos_embed", "bias_table")):
+            tensor.normal_(0, 0.5, generator=generator)
+        elif name.endswith(".bias") and not tensor.any():
+            tensor.normal_(0, 0.1, generator=generator)
+    return model.eval()
+
+
+def assert_same(model: nn.Module, fused: nn.Module, dtype: torch.dtype, bound: float, sizes=SIZES) -> None:
+    model, fused = model.to(dtype), fused.to(dtype)
+    for size in sizes:
+        images = torch.randn(2, 3, *size, dtype=dtype, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            expected, actual = model(images), fused(images)
+        for one, other in zip(_maps(actual), _maps(expected), strict=True):
+            assert relative_error(one, other) < bound
+
+
+def _maps(output: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:
+    return [output] if isinstance(output, torch.Tensor) else list(output)
+
+
+@every_model
+def test_fused_model_computes_the_same_and_leaves_the_original_alone(name):
+    model = lived_in(timm.create_model(name, num_classes=10))
+    before = copy.deepcopy(model.state_dict())
+    exact = fuse(copy.deepcopy(model).double())
+    fused = fuse(model)
+    assert before.keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert_same(model, fused, *BOUNDS[1])
+    assert_same(model, exact, *BOUNDS[0], sizes=SIZES[1:])
+
+
+@every_model
+def test_fused_backbone_computes_the_same_maps(name):
+    model = lived_in(timm.create_model(name, features_only=True))
+    assert_same(model, fuse(model), *BOUNDS[1], sizes=SIZES[1:])
+
+
+@pytest.mark.parametrize("attention", ["focused", "linear", "relu", "softmax"])
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("deit3_small_patch16_224", {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": 64}),
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1), "embed_dim": 24, "img_size": 64}),
+    ],
+)
+def test_fused_linearized_model_computes_the_same(name, args, attention):
+    args = args | ({"dynamic_img_size": True} if "deit" in name else {"strict_img_size": False})
+    model = lived_in(linvit.linearize(timm.create_model(name, num_classes=5, **args), attention))
+    assert_same(model, fuse(model), *BOUNDS[1], sizes=[(64, 64)])
+
+
+def test_report_counts_what_went():
+    model = timm.create_model("care_s0", depths=(1, 1, 1, 1), dims=(4, 4, 16, 32))
+    fused = fuse(model)
+    removed = fuse_report(fused).removed
+    assert removed["BatchNorm"] == 1 + 3 + 2 * 4  # stem, downsampling, two in each block
+    assert removed["layer scale"] == 3
+    assert removed["classifier of CARE"] == 2
+    assert removed["weight"] > model.head.fc.weight.numel()
+    assert "BatchNorm" in str(fuse_report(fused))
+
+
+def test_fused_heads_keep_their_interface():
+    model = lived_in(timm.create_model("care_s0", depths=(1, 1, 1, 1), dims=(4, 4, 16, 32), num_classes=7))
+    fused = fuse(model)
+    images = torch.randn(2, 3, 64, 64)
+    features = fused.forward_features(images)
+    torch.testing.assert_close(fused.forward_head(features), model(images), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        fused.forward_head(features, pre_logits=True),
+        model.forward_head(model.forward_features(images), pre_logits=True),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    with pytest.raises(ValueError, match="can only be reset to 0, got 5"):
+        fused.reset_classifier(5)
+    fused.reset_classifier(0)
+    assert fused(images).shape == (2, model.num_features)
+
+
+def test_chain_folds_a_batch_norm_on_either_side_but_not_over_a_border():
+    def norm() -> nn.Module:
+        return lived_in(nn.Sequential(nn.BatchNorm2d(4)))[0]
+
+    chain = nn.Sequential(norm(), nn.Conv2d(4, 6, 1), nn.GELU(), nn.Conv2d(6, 4, 3, padding=1, bias=False), norm())
+    border = nn.Sequential(norm(), nn.Conv2d(4, 4, 3, padding=1)).eval()
+    between = nn.Sequential(nn.Conv2d(4, 4, 3), norm(), nn.Conv2d(4, 4, 1))
+    model = nn.Sequential(chain, border, between).eval()
+    fused = fuse(model)
+    x = torch.randn(2, 4, 9, 7)
+    torch.testing.assert_close(fused(x), model(x), rtol=1e-5, atol=1e-5)
+    assert fuse_report(fused).removed["BatchNorm"] == 3
+    assert isinstance(fused[1][0], nn.BatchNorm2d)
+
+
+def test_training_mode_is_refused():
+    model = timm.create_model("care_s0", depths=(1, 1, 1, 1), dims=(4, 4, 16, 32))
+    fused = fuse(model.train())
+    assert model.training
+    assert not fused.training
+    assert not any(parameter.requires_grad for parameter in fused.parameters())
+    with pytest.raises(ValueError, match="for inference alone"):
+        fused.train()
+    assert fused.eval() is fused
+    with pytest.raises(ValueError, match="Care is fused already"):
+        fuse(fused)
+    with pytest.raises(ValueError, match="Care is not fused"):
+        fuse_report(model)
