@@ -143,6 +143,8 @@ def make_job(
     config = resolve_model_data_config(model)
     channels, *native = config["input_size"]
     height, width = img_size or native
+    if dynamic_size:  # a side of one times 32 would be taken for a constant
+        height, width = (max(64, -(-side // 32) * 32) for side in (height, width))
     prepared = fuse(model) if fused and not is_fused(model) else copy.deepcopy(model).eval()
     prepared = prepared.cpu()
     if dynamic_size and any(

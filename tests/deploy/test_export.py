@@ -70,6 +70,15 @@ def test_onnx_int8_is_smaller_and_says_how_far_it_is(model, tmp_path):
         export_model(model, tmp_path / "none.onnx", "onnx", images(), precision="int8", **OPTIONS)
 
 
+def test_features_are_the_maps(model, tmp_path):
+    export_model(model, tmp_path / "m.pt2", "torch", images(), features=True, **OPTIONS)
+    maps = runtime("torch").load(tmp_path / "m.pt2")(images(2))
+    with torch.no_grad():
+        expected = model.forward_intermediates(images(2), intermediates_only=True)
+    for one, other in zip(maps, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_metadata_names_the_classes(model, tmp_path):
     export_model(model, tmp_path / "m.onnx", "onnx", images(), **OPTIONS)
     properties = {p.key: p.value for p in onnx.load(tmp_path / "m.onnx").metadata_props}
@@ -91,6 +100,7 @@ def test_preprocessing_takes_pixels_and_gives_probabilities(model, tmp_path):
     np.testing.assert_allclose(probabilities, expected.numpy(), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 def test_dynamic_size_and_features(model, tmp_path, format):
     export = export_model(model, tmp_path / "m.x", format, images(), features=True, dynamic_size=True, **OPTIONS)
@@ -104,6 +114,7 @@ def test_dynamic_size_and_features(model, tmp_path, format):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_dynamic_size_interpolates_positions(tmp_path):
     model = timm.create_model(
         "flatten_pvt_v2_b0", depths=(1, 1, 1, 1), embed_dims=(8, 16, 40, 64), num_classes=4
