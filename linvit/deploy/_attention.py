@@ -6,12 +6,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linvit.attention import FocusedLinearAttention, LinearAttention, WindowAttention
+from linvit.attention import FocusedLinearAttention, KeyOnlyAttention, LinearAttention, WindowAttention
 from linvit.attention._common import TokenAttention
-from linvit.ops import elu_plus_one, focused, positions_on_grid, relu, window_attention
+from linvit.ops import (
+    elu_plus_one,
+    focused,
+    global_context,
+    local_context,
+    modulate,
+    positions_on_grid,
+    relu,
+    window_attention,
+)
 from linvit.ops._precision import accumulation_dtype
 
-__all__ = ["FusedFocusedAttention", "FusedLinearAttention", "FusedWindowAttention", "attend"]
+__all__ = [
+    "FusedFocusedAttention",
+    "FusedKeyOnlyAttention",
+    "FusedLinearAttention",
+    "FusedWindowAttention",
+    "attend",
+]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, eps: float | Tensor = 1e-6) -> Tensor:
@@ -112,6 +127,38 @@ class FusedLinearAttention(_Fused):
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         mixed = attend(self._heads(self.features(q)), self._heads(self.features(k)), self._heads(v))
         return self.proj(mixed.transpose(1, 2).reshape(x.shape))
+
+
+class FusedKeyOnlyAttention(_Fused):
+    """Key-only attention whose saliencies are rows of the projection that makes the values."""
+
+    def __init__(self, attn: KeyOnlyAttention):
+        super().__init__(attn)
+        self.interaction, self.kernel_size = attn.interaction, attn.kernel_size
+        weight, bias = attn.qkv.weight.detach(), attn.qkv.bias
+        C, heads = attn.u.shape[0], attn.num_heads
+        u = attn.u.detach().double().unsqueeze(1)
+        saliency = (u * weight[-2 * C : -C].double()).reshape(heads, -1, C).sum(dim=1).to(weight.dtype)
+        self.rows = [heads, *([C] if attn.interaction == "gate" else []), C]
+        self.qkv = nn.Linear(C, sum(self.rows), bias is not None, device=weight.device, dtype=weight.dtype)
+        with torch.no_grad():
+            self.qkv.weight.copy_(torch.cat((saliency, weight[: -2 * C], weight[-C:])))
+            if bias is not None:  # what the keys' would add to all saliencies of a head, no softmax sees
+                self.qkv.bias.copy_(torch.cat((bias.new_zeros(heads), bias[: -2 * C], bias[-C:])))
+
+    def forward(self, x: Tensor, grid_size: list[int] | None = None) -> Tensor:
+        """Map tokens ``[B, N, C]`` to the same shape; the native grid if ``grid_size`` is None."""
+        parts = self.qkv(x).split(self.rows, dim=2)
+        saliency, v = parts[0], parts[-1]
+        c = global_context(saliency, v)
+        if self.interaction == "modulate":
+            return self.proj(modulate(v, c))
+        if self.interaction == "gate":
+            return self.proj(v + parts[1].sigmoid() * c)
+        prefix = self.num_prefix_tokens
+        grid = self.grid_size if grid_size is None else grid_size
+        local = local_context(saliency[:, prefix:], v[:, prefix:], grid, self.kernel_size)
+        return self.proj((torch.cat((v[:, :prefix], local), dim=1) if prefix else local) + c)
 
 
 class FusedWindowAttention(_Fused):

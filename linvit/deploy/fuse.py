@@ -21,12 +21,18 @@ from timm.models.swin_transformer import PatchMerging
 from timm.models.vision_transformer import Block as VitBlock
 from torch import nn
 
-from linvit.attention import FocusedLinearAttention, LinearAttention, TokenAttention, WindowAttention
-from linvit.deploy._attention import FusedFocusedAttention, FusedLinearAttention, FusedWindowAttention
+from linvit.attention import FocusedLinearAttention, KeyOnlyAttention, LinearAttention, TokenAttention, WindowAttention
+from linvit.deploy._attention import (
+    FusedFocusedAttention,
+    FusedKeyOnlyAttention,
+    FusedLinearAttention,
+    FusedWindowAttention,
+)
 from linvit.deploy._care import FusedCare, FusedCareStage
 from linvit.deploy._folding import affine, scale_inputs, scale_outputs
 from linvit.models._pyramid import Block
 from linvit.models.care import Care, CareBlock, CareHead, CareStage, PatchConv2d
+from linvit.models.linglo import LingloBlock
 
 __all__ = ["FuseReport", "fuse", "fuse_report", "is_fused"]
 
@@ -34,6 +40,7 @@ _FUSED: dict[type[nn.Module], type[nn.Module]] = {
     Care: FusedCare,
     CareStage: FusedCareStage,
     FocusedLinearAttention: FusedFocusedAttention,
+    KeyOnlyAttention: FusedKeyOnlyAttention,
     LinearAttention: FusedLinearAttention,
     WindowAttention: FusedWindowAttention,
 }
@@ -92,6 +99,10 @@ def fuse(model: nn.Module) -> nn.Module:
     for module in list(fused.modules()):
         if isinstance(module, Block | VitBlock | PvtBlock):
             _fold_block(module)
+        elif isinstance(module, LingloBlock):
+            mixer: Any = module.mixer
+            _fold_norm(module, "norm1", mixer.qkv if isinstance(mixer, TokenAttention) else mixer.expand)
+            _fold_norm(module, "norm2", module.mlp.fc1)
         elif isinstance(module, PatchMerging):
             _fold_norm(module, "norm", module.reduction)
         elif isinstance(module, nn.Sequential | FeatureDictNet):

@@ -70,7 +70,7 @@ def test_fused_backbone_computes_the_same_maps(name):
     assert_same(model, fuse(model), *BOUNDS[1], sizes=SIZES[1:])
 
 
-@pytest.mark.parametrize("attention", ["focused", "linear", "relu", "softmax"])
+@pytest.mark.parametrize("attention", ["focused", "linear", "relu", "key_only", "softmax"])
 @pytest.mark.parametrize(
     ("name", "args"),
     [
@@ -82,6 +82,13 @@ def test_fused_linearized_model_computes_the_same(name, args, attention):
     args = args | ({"dynamic_img_size": True} if "deit" in name else {"strict_img_size": False})
     model = lived_in(linvit.linearize(timm.create_model(name, num_classes=5, **args), attention))
     assert_same(model, fuse(model), *BOUNDS[1], sizes=[(64, 64)])
+
+
+@pytest.mark.parametrize("interaction", ["modulate", "gate", "local_global"])
+def test_fused_key_only_attention_computes_the_same(interaction):
+    args = {"depths": (2, 2, 2, 2), "embed_dims": (8, 16, 40, 64), "interaction": interaction}
+    model = lived_in(timm.create_model("linglo_b0", num_classes=5, **args))
+    assert_same(model, fuse(model), *BOUNDS[1], sizes=SIZES[1:])
 
 
 def test_report_counts_what_went():
