@@ -19,14 +19,13 @@ def plot_accuracy(measurements: Sequence[Measurement], top1: Mapping[str, float]
     figure, axes = _figure()
     for label, group in _groups(measurements, lambda m: f"{m.side.runtime}, {m.side.form}").items():
         known = [m for m in group if m.side.model in top1]
-        points = [(m.latency[1] * 1e3, top1[m.side.model]) for m in known]
-        spread = [
-            [(m.latency[1] - m.latency[0]) * 1e3 for m in known],
-            [(m.latency[2] - m.latency[1]) * 1e3 for m in known],
-        ]
-        if points:
-            axes.errorbar(*zip(*points, strict=True), xerr=spread, fmt="o", markersize=5, label=label)
-        for m, point in zip(known, points, strict=True):
+        middles = [m.latency[1] * 1e3 for m in known]
+        accuracies = [top1[m.side.model] for m in known]
+        below = [(m.latency[1] - m.latency[0]) * 1e3 for m in known]
+        above = [(m.latency[2] - m.latency[1]) * 1e3 for m in known]
+        if known:
+            axes.errorbar(middles, accuracies, xerr=[below, above], fmt="o", markersize=5, label=label)
+        for m, point in zip(known, zip(middles, accuracies, strict=True), strict=True):
             axes.annotate(m.side.model, point, xytext=(4, 4), textcoords="offset points", fontsize=8)
     axes.set_xlabel("milliseconds for one image")
     axes.set_ylabel("published ImageNet-1K top-1 (%)")

@@ -113,7 +113,7 @@ class _FusedBlock(nn.Module):
         mixed = self.project1(self.local1(F.gelu(self.expand1(mixed)))) + mixed
         y = torch.cat((memory, mixed), dim=1)
         z = self.local2(F.gelu(self.expand2(y)))
-        if self.project2 is None:
+        if self.project2 is None or self.gamma is None:
             return z
         return self.project2(z) + (x + y * self.gamma)
 
@@ -148,11 +148,9 @@ class _FusedMixer(nn.Module):
 @torch.no_grad()
 def _mean_head(head: CareHead, dist_head: CareHead) -> nn.Module:
     """One head for the mean of two."""
-    weight, bias = 0.0, 0.0
     for one in (head, dist_head):
         scale_inputs(one.fc, *affine(one.norm))
-        weight, bias = weight + one.fc.weight.double() / 2, bias + one.fc.bias.double() / 2
     norm = nn.LayerNorm(head.norm.normalized_shape[0], eps=head.norm.eps, elementwise_affine=False)
-    head.fc.weight.copy_(weight)  # type: ignore[arg-type]
-    head.fc.bias.copy_(bias)  # type: ignore[arg-type]
+    head.fc.weight.copy_((head.fc.weight.double() + dist_head.fc.weight.double()) / 2)
+    head.fc.bias.copy_((head.fc.bias.double() + dist_head.fc.bias.double()) / 2)
     return nn.Sequential(norm, head.fc)

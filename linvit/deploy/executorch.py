@@ -52,7 +52,7 @@ def load(path: Path, threads: int | None = None) -> Run:
         runs = [[y.clone() for y in method.execute([image.contiguous()])] for image in images.split(1)]
         return [torch.cat(parts) for parts in zip(*runs, strict=True)]
 
-    run.program = program  # type: ignore[attr-defined] -- the method needs it alive
+    run.__dict__["program"] = program  # the method needs it alive
     return run
 
 

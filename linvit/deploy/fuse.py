@@ -168,7 +168,7 @@ def _fold_chain(chain: Any) -> None:
     # What a backbone returns stays as it is: nothing may move past it.
     returned = set(chain.return_layers) if isinstance(chain, FeatureDictNet) else set()
     layers = [(name, layer) for name, layer in chain.named_children() if not isinstance(layer, nn.Identity)]
-    folded = set()
+    folded: set[str] = set()
     for (name, first), (next_name, second) in itertools.pairwise(layers):
         if name in returned | folded:
             continue

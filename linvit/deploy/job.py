@@ -84,6 +84,9 @@ class WithPreprocessing(nn.Module):
         softmax: Turn logits into probabilities.
     """
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], softmax: bool):
         super().__init__()
         self.model, self.softmax = model, softmax
@@ -151,7 +154,7 @@ def make_job(
         isinstance(m, WindowAttention | StripeAttention | FusedWindowAttention) for m in model.modules()
     ):
         raise ValueError(f"{type(model).__name__} attends in windows, which fixes the size: leave out --dynamic-size")
-    outputs = ("probabilities" if preprocessing else "logits",)
+    outputs: tuple[str, ...] = ("probabilities" if preprocessing else "logits",)
     if features:
         prepared = Features(prepared)
         outputs = prepared.names
