@@ -1,18 +1,16 @@
 """What ``linvit eval`` and ``linvit predict`` do with a classifier."""
 
-import sys
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from linvit.checkpoints import class_names, load_model
-from linvit.cli.common import print_json, print_rows, progress
+from linvit.cli.common import load_sources, print_json, print_rows, progress
 from linvit.cli.evaluation import CROP, EVAL_OPTIONS, run_eval
 from linvit.data.datasets import Mnist5k
-from linvit.data.images import UnreadableImage, find_images, load_image
+from linvit.data.images import find_images
 from linvit.tasks.inference import Classifier
 
 __all__ = ["EVAL_OPTIONS", "PREDICT_OPTIONS", "TITLE", "run_eval", "run_predict"]
@@ -41,7 +39,7 @@ def run_predict(args: Namespace) -> int:
     names = class_names(classifier.model, readable=True)
     records: list[dict[str, Any]] = []
     drawn: list[Any] = []
-    for name, image in _load(progress(sources, len(sources), "predicting"), args.strict):
+    for name, image in load_sources(progress(sources, len(sources), "predicting"), args.strict):
         probabilities, classes = classifier.predict([image])[0].topk(min(args.top, len(names)))
         top = [
             {"class": names[index], "index": index, "probability": probability}
@@ -77,19 +75,6 @@ def _digits() -> list[tuple[str, Image.Image]]:
     """Take every 84th test digit: they are sorted by class, so all ten classes are among them."""
     digits = Mnist5k(train=False)
     return [(f"test digit {i}, a {digits[i]['target']}", digits[i]["image"]) for i in range(0, len(digits), 84)]
-
-
-def _load(sources: Any, strict: bool) -> Iterator[tuple[str, Image.Image]]:
-    for source in sources:
-        if isinstance(source, tuple):
-            yield source
-            continue
-        try:
-            yield str(source), load_image(source)
-        except UnreadableImage as error:
-            if strict:
-                raise
-            print(f"linvit: passed over: {error}", file=sys.stderr)
 
 
 def _draw(image: Image.Image, top: list[dict[str, Any]], path: Path) -> None:

@@ -3,15 +3,18 @@
 import argparse
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from linvit.data.images import UnreadableImage, load_image
 from linvit.data.loading import progress
 
-__all__ = ["Parser", "at_least", "print_facts", "print_json", "print_rows", "progress"]
+__all__ = ["Parser", "at_least", "load_sources", "print_facts", "print_json", "print_rows", "progress"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -90,3 +93,22 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def load_sources(sources: Iterable[Any], strict: bool) -> Iterator[tuple[str, Image.Image]]:
+    """Read the images at paths; pairs of name and image are passed through.
+
+    Args:
+        sources: Paths or pairs.
+        strict: Raise on an unreadable image instead of passing it over with a line on the standard error stream.
+    """
+    for source in sources:
+        if isinstance(source, tuple):
+            yield source
+            continue
+        try:
+            yield str(source), load_image(source)
+        except UnreadableImage as error:
+            if strict:
+                raise
+            print(f"linvit: passed over: {error}", file=sys.stderr)

@@ -3,14 +3,14 @@
 import importlib
 import pkgutil
 from argparse import Action, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from linvit.checkpoints import task_of
 from linvit.cli.common import Parser
 
-__all__ = ["TASKS", "Task", "dispatch"]
+__all__ = ["TASKS", "Link", "Task", "dispatch"]
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,14 @@ class Task:
         commands: Module with ``run_eval(args)`` and ``run_predict(args)`` for models of this task; ``EVAL_OPTIONS`` and
             ``PREDICT_OPTIONS``, their own options as argparse takes them; ``TITLE``, which heads these in the help.
         named_by: Settings of the module that the default run folder is named by.
+        links: What settings follow from others (see :class:`Link`).
     """
 
     module: str
     data: str
     commands: str
     named_by: tuple[str, ...] = ("name",)
+    links: tuple["Link", ...] = ()
 
     def classes(self) -> tuple[type[Any], type[Any]]:
         """Import the Lightning module and the data module."""
@@ -39,9 +41,44 @@ class Task:
         return "-".join(str(getattr(settings, name)) for name in self.named_by)
 
 
+@dataclass(frozen=True)
+class Link:
+    """A setting that is not the user's to give, because it follows from another.
+
+    Attributes:
+        source: The other: ``data.NAME`` is an attribute of the data module, ``model.NAME`` a setting.
+        target: The setting.
+        compute: Makes its value of the other's; by default they are the same.
+    """
+
+    source: str
+    target: str
+    compute: Callable[[Any], Any] | None = None
+
+    def apply(self, parser: Any) -> None:
+        """Make it so in a parser of Lightning's."""
+        when = "instantiate" if self.source.startswith("data.") else "parse"
+        parser.link_arguments(self.source, self.target, compute_fn=self.compute, apply_on=when)
+
+
+def _has_masks(name: str) -> bool:
+    return name == "mask_rcnn"
+
+
 TASKS = {
     "classify": Task("linvit.tasks:ClassificationTask", "linvit.data:ClassificationData", "linvit.cli.classify"),
     "linearize": Task("linvit.tasks:LinearizeTask", "linvit.data:ClassificationData", "linvit.cli.classify"),
+    "detect": Task(
+        "linvit.tasks:DetectionTask",
+        "linvit.data:DetectionData",
+        "linvit.cli.detect",
+        named_by=("name", "backbone"),
+        links=(
+            Link("data.size", "model.size"),
+            Link("data.max_size", "model.max_size"),
+            Link("model.name", "data.masks", _has_masks),
+        ),
+    ),
 }
 
 

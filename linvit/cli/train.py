@@ -151,6 +151,8 @@ class TrainCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what is not a setting of the data, the task or the trainer."""
         parser.link_arguments("data", "model.num_classes", compute_fn=_checked_classes, apply_on="instantiate")
+        for link in self._task.links:
+            link.apply(parser)
         if issubclass(self._task.classes()[1], VisionData):
             parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.add_argument(

@@ -1,5 +1,6 @@
-"""Images and data sets. Only ``ClassificationData`` needs Lightning, which is imported when that name is first used."""
+"""Images and data sets. Only the data modules need Lightning, which is imported when one of them is first used."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from linvit.data.datasets import ImageFolder, Mnist5k, collate, eval_dataset
@@ -7,10 +8,12 @@ from linvit.data.images import IMAGE_EXTENSIONS, UnreadableImage, find_images, l
 
 if TYPE_CHECKING:
     from linvit.data.classification import ClassificationData
+    from linvit.data.detection import DetectionData
 
 __all__ = [
     "IMAGE_EXTENSIONS",
     "ClassificationData",
+    "DetectionData",
     "ImageFolder",
     "Mnist5k",
     "UnreadableImage",
@@ -21,9 +24,10 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "ClassificationData":
-        from linvit.data.classification import ClassificationData
+_MODULES = {"ClassificationData": "classification", "DetectionData": "detection"}
 
-        return ClassificationData
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -35,7 +35,10 @@ class UnreadableImage(ValueError):
 
 
 def load_image(
-    path: str | os.PathLike[str], content: bytes | None = None, least_side: int | None = None
+    path: str | os.PathLike[str],
+    content: bytes | None = None,
+    least_side: int | None = None,
+    upright: bool = True,
 ) -> Image.Image:
     """Read an image file as a person would see it.
 
@@ -47,6 +50,7 @@ def load_image(
         content: What is in the file, if it lies in an archive; the path then only names it.
         least_side: A JPEG may be decoded at half, a quarter or an eighth of its size as long as its shorter side keeps
             so many pixels: much faster for a camera's photos. None for its full size.
+        upright: Apply the EXIF orientation; otherwise the pixels stay as they are stored.
 
     Returns:
         The image in mode ``RGB``, at least 1x1 pixels.
@@ -60,9 +64,10 @@ def load_image(
             if least_side is not None and min(image.size) > least_side:
                 image.draft(None, (least_side, least_side))  # does nothing but for JPEG
             image.load()
-            # Cameras and editors write broken EXIF blocks around sound pixels.
-            with contextlib.suppress(Exception):
-                ImageOps.exif_transpose(image, in_place=True)
+            if upright:
+                # Cameras and editors write broken EXIF blocks around sound pixels.
+                with contextlib.suppress(Exception):
+                    ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image)
     except Exception as error:  # On damaged files Pillow's decoders raise almost anything.
         empty = not (os.path.getsize(path) if content is None and os.path.isfile(path) else content)

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from linvit.tasks.classification import ClassificationTask
+    from linvit.tasks.detection import DetectionTask
     from linvit.tasks.linearize import LinearizeTask
 
-__all__ = ["ClassificationTask", "LinearizeTask"]
+__all__ = ["ClassificationTask", "DetectionTask", "LinearizeTask"]
 
-_MODULES = {"ClassificationTask": "classification", "LinearizeTask": "linearize"}
+_MODULES = {"ClassificationTask": "classification", "DetectionTask": "detection", "LinearizeTask": "linearize"}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -62,7 +62,7 @@ class VisionTask(LightningModule):
         ValueError: An argument is outside its range.
     """
 
-    figures: ClassVar[dict[str, str]]
+    figures: dict[str, str]
     model: nn.Module
 
     def __init__(
@@ -106,8 +106,8 @@ class VisionTask(LightningModule):
         self.train_loss = FiniteMean()
 
     def rank(self, figures: dict[str, float]) -> tuple[float, ...]:
-        """Return how good figures are: by the watched one, then by a lower loss."""
-        watched, loss = figures[next(iter(self.figures))], figures.get("loss", 0.0)
+        """Return how good figures are: by the watched one, then by a lower loss; nothing measured is 0."""
+        watched, loss = figures.get(next(iter(self.figures)), 0.0), figures.get("loss", 0.0)
         return watched, -loss if math.isfinite(loss) else -math.inf
 
     def draw(self, folder: Path, classes: list[str]) -> None:

@@ -1,7 +1,7 @@
 """Image classification as a Lightning module: any timm model, timm's optimizers, cosine schedule and mixing."""
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import timm
 import torch
@@ -62,8 +62,6 @@ class ClassificationTask(VisionTask):
         ValueError: An argument is outside its range, or ``name`` is no model.
     """
 
-    figures: ClassVar = {"top1": "top-1", "top5": "top-5", "loss": "loss"}
-
     def __init__(
         self,
         num_classes: int,
@@ -103,6 +101,7 @@ class ClassificationTask(VisionTask):
         )
         # In a tuple, so that it is no part of this module: it is neither trained nor kept.
         self._teacher = (Teacher(load_teacher(teacher), teacher_size),) if teacher else ()
+        self.figures = {"top1": "top-1", "top5": "top-5", "loss": "loss"}
         self.val_loss = MeanMetric()
         self.val_accuracy = MetricCollection(
             {

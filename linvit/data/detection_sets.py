@@ -1,0 +1,293 @@
+"""Detection data sets: COCO's layout and the embedded digit scenes, to train on and to count figures from."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms.v2.functional import to_image
+
+from linvit.data.coco import CocoFile, Record, decode_mask, encode_mask, find_annotations, read_coco
+from linvit.data.digit_scenes import NAME, DigitScenes
+from linvit.data.images import UnreadableImage, load_image
+
+__all__ = ["CocoDetection", "DetectionSet", "DigitDetection", "collate_detection", "eval_detection_set"]
+
+Transform = Callable[[dict[str, Any]], dict[str, Any]]
+
+LEAST_SIDE = 1.0
+"""A box whose part inside the image is less than this many pixels wide or high teaches nothing."""
+
+
+class DetectionSample(TypedDict):
+    """One item: ``image [3, H, W]`` of bytes (None: cannot be read and nothing replaces it), and what is on it."""
+
+    image: Tensor | None
+    target: dict[str, Any]
+    unreadable: list[str]
+
+
+class DetectionBatch(TypedDict):
+    """A batch: images of any size, the target of each, and the files left out."""
+
+    image: list[Tensor]
+    target: list[dict[str, Any]]
+    unreadable: list[str]
+
+
+class DetectionSet(Dataset[DetectionSample], ABC):
+    """Images with boxes.
+
+    A target holds ``image_id``, ``boxes [N, 4]`` (left, top, right, bottom in pixels), ``labels [N]`` and, where they
+    are asked for, ``masks [N, H, W]``. Crowd regions are not among them, nor boxes of which less than a pixel is inside
+    the image.
+
+    Attributes:
+        classes: Names of the classes; a label is an index into them.
+        transform: Changes an item before it is given out.
+        masks: Whether targets hold masks.
+    """
+
+    classes: list[str]
+    transform: Transform | None
+    masks: bool
+
+    @property
+    @abstractmethod
+    def truth(self) -> dict[str, list[Record]]:
+        """All that is annotated, in COCO's format, for evaluation."""
+
+    @abstractmethod
+    def category_id(self, label: int) -> int:
+        """Return the category of a label in ``truth``."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    def _sample(self, image: Image.Image, image_id: int, boxes: Any, labels: Any, masks: Any) -> DetectionSample:
+        size = (image.height, image.width)
+        item: dict[str, Any] = {
+            "image": to_image(image),
+            "boxes": tv_tensors.BoundingBoxes(  # type: ignore[call-overload]
+                torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4), format="XYXY", canvas_size=size
+            ),
+            "labels": torch.as_tensor(labels, dtype=torch.int64),
+        }
+        if self.masks:
+            item["masks"] = tv_tensors.Mask(torch.as_tensor(np.asarray(masks), dtype=torch.uint8).reshape(-1, *size))
+        if self.transform is not None:
+            item = self.transform(item)
+        plain: dict[str, Any] = {name: value.as_subclass(Tensor) for name, value in item.items()}
+        return DetectionSample(image=plain.pop("image"), target={"image_id": image_id} | plain, unreadable=[])
+
+
+class CocoDetection(DetectionSet):
+    """Images annotated in COCO's format.
+
+    An unreadable image, or one that is not of the size that the annotation file says, raises if ``strict``. Otherwise
+    its path is noted, and the next readable one stands in for it (training) or its ``image`` is None (evaluation).
+
+    Args:
+        file: The annotations.
+        classes: Class names in the order of the labels; by default those of the file.
+        train: Leave out images without boxes, and replace those that cannot be read.
+        transform: Changes an item before it is given out.
+        strict: Raise on an unreadable image.
+        masks: Have masks in the targets.
+        keep_empty: Train on images without boxes, too.
+
+    Attributes:
+        left_out: Annotations that training leaves out because less than a pixel of them is inside the image.
+
+    Raises:
+        ValueError: The file has categories that are none of the classes, or nothing to train on.
+    """
+
+    def __init__(
+        self,
+        file: CocoFile,
+        classes: list[str] | None = None,
+        train: bool = False,
+        transform: Transform | None = None,
+        strict: bool = False,
+        masks: bool = False,
+        keep_empty: bool = False,
+    ) -> None:
+        self.file = file
+        self.classes = file.classes if classes is None else classes
+        self.transform = transform
+        self.strict = strict
+        self.masks = masks
+        self.train = train
+        ids = file.category_ids()
+        unknown = [name for name in ids if name not in self.classes]
+        if unknown:
+            raise ValueError(f"{file.path} has categories that are none of the known classes: {', '.join(unknown)}")
+        self._category_ids = [ids.get(name, -1) for name in self.classes]
+        self._labels = {ids[name]: label for label, name in enumerate(self.classes) if name in ids}
+        self._boxes: dict[int, list[tuple[Record, list[float]]]] = {}
+        self.left_out: list[int] = []
+        for image in file.content["images"]:
+            self._boxes[image["id"]] = []
+        sizes = {image["id"]: (image.get("width"), image.get("height")) for image in file.content["images"]}
+        for each in file.content["annotations"]:
+            if each.get("iscrowd"):
+                continue
+            box = _inside(each["bbox"], *sizes[each["image_id"]])
+            if box is None:
+                self.left_out.append(each["id"])
+            else:
+                self._boxes[each["image_id"]].append((each, box))
+        empty_too = keep_empty or not train
+        self.images = [image for image in file.content["images"] if empty_too or self._boxes[image["id"]]]
+        if not self.images:
+            raise ValueError(f"{file.path} has no image with a box to train on")
+
+    @property
+    def truth(self) -> dict[str, list[Record]]:
+        """What the annotation file holds."""
+        return self.file.content
+
+    def category_id(self, label: int) -> int:
+        """Return the id that the annotation file gives a class; -1 for one that it does not have."""
+        return self._category_ids[label]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> DetectionSample:
+        unreadable = []
+        for step in range(len(self) if self.train else 1):
+            record = self.images[(index + step) % len(self)]
+            try:
+                image = self._load(record)
+            except UnreadableImage:
+                if self.strict:
+                    raise
+                unreadable.append(str(self.file.images / record["file_name"]))
+                continue
+            known = self._boxes[record["id"]]
+            masks = [self._mask(each, image) for each, _ in known] if self.masks else None
+            labels = [self._labels[each["category_id"]] for each, _ in known]
+            sample = self._sample(image, record["id"], [box for _, box in known], labels, masks)
+            return DetectionSample(image=sample["image"], target=sample["target"], unreadable=unreadable)
+        if self.train:
+            raise UnreadableImage(f"none of the {len(self)} images of {self.file.path} can be read")
+        return DetectionSample(image=None, target={}, unreadable=unreadable)
+
+    def _load(self, record: Record) -> Image.Image:
+        path = self.file.images / record["file_name"]
+        said = (record.get("width"), record.get("height"))
+        image = load_image(path, upright=False)  # COCO's tools place boxes on the pixels as they are stored
+        if None not in said and image.size != said:
+            stored, image = image.size, load_image(path)
+            if image.size != said:
+                raise UnreadableImage(
+                    f"cannot use image {path}: it is {stored[0]}x{stored[1]} pixels, {self.file.path} says "
+                    f"{said[0]}x{said[1]}"
+                )
+        return image
+
+    def _mask(self, annotation: Record, image: Image.Image) -> np.ndarray:
+        try:
+            return decode_mask(annotation.get("segmentation"), image.height, image.width)
+        except ValueError as error:
+            raise ValueError(f"{self.file.path}: annotation {annotation['id']}: {error}") from error
+
+
+class DigitDetection(DetectionSet):
+    """Digit scenes (:mod:`linvit.data.digit_scenes`).
+
+    Args:
+        train: The scenes to train on rather than the held-out ones.
+        transform: Changes an item before it is given out.
+        masks: Have masks in the targets.
+    """
+
+    def __init__(self, train: bool, transform: Transform | None = None, masks: bool = False) -> None:
+        self.scenes = DigitScenes(train)
+        self.classes = list(self.scenes.classes)
+        self.transform = transform
+        self.masks = masks
+
+    @cached_property
+    def truth(self) -> dict[str, list[Record]]:  # type: ignore[override]
+        """The scenes' boxes and masks; an image's id is its index."""
+        images: list[Record] = []
+        annotations: list[Record] = []
+        for index in range(len(self)):
+            scene = self.scenes[index]
+            images.append({"id": index, "width": scene.image.width, "height": scene.image.height})
+            for box, label, mask in zip(scene.boxes.tolist(), scene.labels.tolist(), scene.masks, strict=True):
+                left, top, right, bottom = box
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": index,
+                        "category_id": self.category_id(label),
+                        "bbox": [left, top, right - left, bottom - top],
+                        "area": int(mask.sum()),
+                        "iscrowd": 0,
+                        "segmentation": encode_mask(mask),
+                    }
+                )
+        categories = [{"id": self.category_id(label), "name": name} for label, name in enumerate(self.classes)]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+    def category_id(self, label: int) -> int:
+        """Return the label plus one, as COCO counts from 1."""
+        return label + 1
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> DetectionSample:
+        scene = self.scenes[index]
+        return self._sample(scene.image, index, scene.boxes, scene.labels, scene.masks)
+
+
+def collate_detection(samples: list[DetectionSample]) -> DetectionBatch:
+    """Make a batch of samples, leaving out those without an image."""
+    readable = [sample for sample in samples if sample["image"] is not None]
+    return DetectionBatch(
+        image=[sample["image"] for sample in readable if sample["image"] is not None],
+        target=[sample["target"] for sample in readable],
+        unreadable=[path for sample in samples for path in sample["unreadable"]],
+    )
+
+
+def eval_detection_set(data: str, split: str, classes: list[str], strict: bool = False) -> DetectionSet:
+    """Open the data set that an evaluation names.
+
+    Args:
+        data: ``digit-scenes``, or a folder in COCO's layout.
+        split: Which annotation file of the folder: train, val or test.
+        classes: The model's class names in the order of its labels.
+        strict: Raise on an unreadable image instead of leaving it out.
+
+    Raises:
+        OSError: The folder or its annotation file is missing.
+        ValueError: The annotations are damaged, or have categories that the model does not know.
+    """
+    if data != NAME:
+        return CocoDetection(read_coco(find_annotations(Path(data), split)), classes, strict=strict)
+    digits = DigitDetection(train=split == "train")
+    if digits.classes != classes:
+        raise ValueError(f"{NAME} has the classes {', '.join(digits.classes)}, the model has {', '.join(classes[:10])}")
+    return digits
+
+
+def _inside(bbox: list[float], width: float | None, height: float | None) -> list[float] | None:
+    """Return left, top, right, bottom of what is inside the image; None where that is less than a pixel."""
+    left, top, wide, high = bbox
+    right, bottom = left + wide, top + high
+    if width is not None and height is not None:
+        left, top, right, bottom = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
+    return [left, top, right, bottom] if min(right - left, bottom - top) >= LEAST_SIDE else None
