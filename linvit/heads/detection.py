@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any, get_args
 from typing import Literal as Choice
 
@@ -14,7 +15,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
-from linvit.checks import require
+from linvit.checks import did_you_mean, require
 from linvit.heads import DenseModel
 from linvit.heads.backbone import Backbone
 
@@ -86,10 +87,7 @@ class DetectionModel(DenseModel):
         self._first_label = 0 if name == "retinanet" else 1  # the others keep 0 for the background
         strides = (8, 16, 32) if name == "retinanet" else (4, 8, 16, 32)
         features = Backbone(backbone, strides, pretrained, backbone_args)
-        try:
-            self.detector: Any = make(name, features, channels, anchor_size, num_classes, detector_args or {})
-        except TypeError as error:
-            raise ValueError(f"detector_args {detector_args} do not suit {name}: {error}") from error
+        self.detector: Any = make(name, features, channels, anchor_size, num_classes, detector_args or {})
         self.detector.transform = _Preparation(size, max_size, features.mean, features.std)
 
     @property
@@ -179,6 +177,7 @@ _RATIOS = ((0.5, 1.0, 2.0),) * LEVELS
 def _retinanet(name: str, body: Backbone, channels: int, anchor: float, num_classes: int, args: dict[str, Any]) -> Any:
     sizes = tuple(tuple(anchor * 2 ** (level + third / 3) for third in range(3)) for level in range(LEVELS))
     pyramid = _Pyramid(body, channels, LastLevelP6P7(channels, channels))
+    _check_args(name, RetinaNet, args)
     return RetinaNet(pyramid, num_classes, anchor_generator=AnchorGenerator(sizes, _RATIOS), **args)
 
 
@@ -186,4 +185,14 @@ def _rcnn(name: str, body: Backbone, channels: int, anchor: float, num_classes: 
     sizes = tuple((anchor * 2**level,) for level in range(LEVELS))
     pyramid = _Pyramid(body, channels, LastLevelMaxPool())
     kind = MaskRCNN if name == "mask_rcnn" else FasterRCNN
+    _check_args(name, kind, args)
     return kind(pyramid, num_classes + 1, rpn_anchor_generator=AnchorGenerator(sizes, _RATIOS), **args)
+
+
+def _check_args(name: str, kind: type[nn.Module], args: dict[str, Any]) -> None:
+    """Refuse what the detector does not know: it takes any keyword, and passes over those."""
+    known = list(signature(kind).parameters)
+    for given in args:
+        if given not in known:
+            nearest = did_you_mean(given, known, "torchvision's documentation names them")
+            raise ValueError(f"detector_args has no {given} for {name}{nearest}")
