@@ -356,6 +356,7 @@ def _readable(message: str) -> str:
     message = re.sub(
         r"Does not validate .* Subtypes: (\[.*\]) Errors: .* Given value: ", r"Expected one of \1. Got value: ", message
     )
+    message = re.sub(r"\ba Literal(\[.*?\])", r"one of \1", message)
     message = re.sub(r'^Parser key "([^"]+)":', r"--\1:", message)
     return f"{message} (see linvit train --help)" if message.startswith("unrecognized") else message
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from linvit.data.coco import Record, encode_mask
@@ -37,8 +38,8 @@ def coco_results(found: dict[str, Tensor], image_id: int, dataset: DetectionSet)
         image_id: The image's id in the data.
         dataset: The data, whose categories are named; what it has no category for is left out.
     """
-    boxes = found["boxes"].detach().float().cpu()
-    boxes[:, 2:] -= boxes[:, :2]
+    corners = found["boxes"].detach().float().cpu()
+    boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1)
     masks = found["masks"].cpu().numpy() if "masks" in found else [None] * len(boxes)
     rows = zip(boxes.tolist(), found["scores"].tolist(), found["labels"].tolist(), masks, strict=True)
     return [

@@ -1,0 +1,258 @@
+"""``linvit train --task detect``, and ``eval`` and ``predict`` with what it leaves."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import linvit
+from linvit.cli.main import main
+from linvit.data.coco import decode_mask
+from linvit.tasks import DetectionTask
+from linvit.tasks.coco import coco_figures
+from tests.cli.test_train import signal_once
+
+SIDE, TRAIN, VAL, BATCH = 64, 8, 3, 4
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Dark images with a bright red or blue square, in COCO's layout."""
+    root = tmp_path_factory.mktemp("cells")
+    random = np.random.RandomState(0)
+    (root / "annotations").mkdir()
+    for split, count in (("train", TRAIN), ("val", VAL)):
+        content: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
+        content["categories"] = [{"id": 3, "name": "red"}, {"id": 6, "name": "blue"}]
+        (root / split).mkdir()
+        for i in range(count):
+            left, top = random.randint(0, SIDE - 24, 2).tolist()
+            pixels = random.randint(0, 40, (SIDE, SIDE, 3)).astype(np.uint8)
+            pixels[top : top + 24, left : left + 24, 0 if i % 2 else 2] = 230
+            Image.fromarray(pixels).save(root / split / f"{i}.png")
+            content["images"].append({"id": i, "file_name": f"{i}.png", "width": SIDE, "height": SIDE})
+            outline = [left, top, left + 24, top, left + 24, top + 24, left, top + 24]
+            content["annotations"].append(
+                {
+                    "id": i + 1,
+                    "image_id": i,
+                    "category_id": 3 if i % 2 else 6,
+                    "bbox": [left, top, 24, 24],
+                    "area": 576,
+                    "iscrowd": 0,
+                    "segmentation": [outline],
+                }
+            )
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    return root
+
+
+def arguments(cells: Path, out: Path, *more: str) -> list[str]:
+    settings = {
+        "task": "detect",
+        "data.root": cells,
+        "data.size": 64,
+        "data.batch_size": BATCH,
+        "data.workers": 0,
+        "model.backbone": "test_efficientnet",
+        "model.channels": 8,
+        "model.anchor_size": 16,
+        "model.lr": 0.003,
+        "model.ema_decay": 0.5,
+        "trainer.accelerator": "cpu",
+        "trainer.max_epochs": 3,
+    }
+    return ["train", *(f"--{name}={value}" for name, value in settings.items()), f"--out={out}", *more]
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [{key: row[key] for key in row if "per_second" not in key} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def run(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert main(arguments(cells, out)) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def finder(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run's model, made to answer whatever its scores are."""
+    folder = tmp_path_factory.mktemp("finder")
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_bytes((run / name).read_bytes())
+    described = json.loads((folder / "config.json").read_text())
+    described["architecture"]["detector_args"] = {"score_thresh": 0.0, "detections_per_img": 5}
+    (folder / "config.json").write_text(json.dumps(described))
+    return folder
+
+
+def test_run_folder_holds_all_there_is_to_know(run: Path) -> None:
+    names = {path.name.split(".tfevents")[0] for path in run.iterdir()}
+    texts = {"config.yaml", "config.json", "metrics.csv", "curves.png"}
+    assert names == texts | {"last.ckpt", "model.safetensors", "events.out"}
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    assert settings["task"] == "detect"
+    described = json.loads((run / "config.json").read_text())
+    assert described["label_names"] == ["red", "blue"]
+    assert described["architecture"]["size"] == described["input"]["size"] == 64
+    rows = metrics(run)
+    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+    for name in ("train/loss", "train/loss_classification", "train/loss_bbox_regression", "lr", "val/ap", "val/ap50"):
+        assert all(row[name] for row in rows), name
+
+
+def test_stopped_and_resumed_it_ends_as_if_it_had_not_stopped(
+    cells: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        signal_once(patch, DetectionTask, "on_train_epoch_end", 2)
+        assert main(arguments(cells, out)) == 130
+    assert torch.load(out / "last.ckpt", weights_only=True)["global_step"] == 2 * TRAIN // BATCH
+    assert main(["train", "--resume", str(out)]) == 0
+    assert metrics(out) == metrics(run)
+    assert (out / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+
+
+def test_eval_counts_what_its_results_file_holds(finder: Path, cells: Path, linvit_command, tmp_path: Path) -> None:
+    said = linvit_command(
+        "eval", finder, cells, "--json", "--workers", "0", "--results", tmp_path / "new" / "results.json"
+    )
+    assert said.code == 0, said.err
+    results = json.loads((tmp_path / "new" / "results.json").read_text())
+    assert {each["category_id"] for each in results} <= {3, 6}
+    assert len(results) == 5 * VAL
+    truth = json.loads((cells / "annotations" / "instances_val.json").read_text())
+    expected = coco_figures(truth, results, range(VAL))
+    record = said.json
+    assert record["images"] == VAL
+    assert record["ap50"] == pytest.approx(expected.overall["ap50"])
+    assert record["ap_by_class"] == expected.by_class
+    assert record["ap_large"] is None
+    in_batches = linvit_command("eval", finder, cells, "--json", "--workers", "0", "--batch-size", "3").json
+    assert in_batches["ap50"] == pytest.approx(record["ap50"], abs=1e-6)
+    table = linvit_command("eval", finder, cells, "--split", "train", "--img-size", "96", "--workers", "0").out
+    for part in ("train (8 images)", "shorter side 96 pixels, longer side 2000", "AP50", "AP of boxes", "red"):
+        assert part in table, part
+
+
+def test_predict_gives_boxes_in_json_tables_and_pictures(
+    finder: Path, cells: Path, linvit_command, tmp_path: Path
+) -> None:
+    image = cells / "val" / "1.png"
+    (record,) = linvit_command("predict", finder, image, "--json", "--min-score", "0").json
+    assert (record["width"], record["height"]) == (SIDE, SIDE)
+    model = linvit.load_model(finder)
+    with torch.no_grad():
+        (found,) = model([torch.from_numpy(np.array(Image.open(image))).permute(2, 0, 1)])
+    assert [each["score"] for each in record["detections"]] == pytest.approx(found["scores"].tolist())
+    for each, box, label in zip(record["detections"], found["boxes"].tolist(), found["labels"].tolist(), strict=True):
+        left, top, wide, high = each["bbox"]
+        assert [left, top, left + wide, top + high] == pytest.approx(box, abs=1e-3)
+        assert each["class"] == ["red", "blue"][label]
+    said = linvit_command("predict", finder, cells / "val", "--min-score", "0", "--save", tmp_path / "seen")
+    assert said.code == 0, said.err
+    assert "red" in said.out or "blue" in said.out
+    pictures = sorted((tmp_path / "seen").iterdir())
+    assert [path.name for path in pictures] == ["0001_0.png", "0002_1.png", "0003_2.png"]
+    assert Image.open(pictures[0]).size == (512, 512)  # enlarged, so that its labels can be read
+    (nothing,) = linvit_command("predict", finder, image, "--json", "--min-score", "1").json
+    assert nothing["detections"] == []
+    assert len(linvit_command("predict", finder, "digit-scenes", "--json").json) == 12
+
+
+def test_mask_rcnn_trains_and_gives_masks(cells: Path, linvit_command, tmp_path: Path) -> None:
+    few = "{box_batch_size_per_image: 8, rpn_post_nms_top_n_train: 10, rpn_post_nms_top_n_test: 4, box_score_thresh: 0}"
+    given = arguments(
+        cells, tmp_path / "run", "--model.name=mask_rcnn", f"--model.detector_args={few}", "--trainer.max_epochs=1"
+    )
+    said = linvit_command(*given, "--json", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1")
+    assert said.code == 0, said.err
+    assert {"ap", "mask_ap", "mask_ap50"} <= said.json.keys()
+    record = linvit_command("predict", tmp_path / "run", cells / "val" / "0.png", "--json", "--min-score", "0").json[0]
+    assert decode_mask(record["detections"][0]["segmentation"], SIDE, SIDE).shape == (SIDE, SIDE)
+    assert linvit_command(
+        "predict", tmp_path / "run", cells / "val" / "0.png", "--min-score", "0", "--save", tmp_path
+    ).out.endswith(f"pictures in {tmp_path}\n")
+
+
+def test_unreadable_images_are_named_and_strict_stops(
+    cells: Path, finder: Path, linvit_command, tmp_path: Path
+) -> None:
+    root = tmp_path / "cells"
+    for path in cells.rglob("*.*"):
+        copy = root / path.relative_to(cells)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    gone = root / "val" / "0.png"
+    gone.unlink()
+    short = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
+    said = linvit_command(*arguments(root, tmp_path / "run", *short), "--json")
+    assert said.json["unreadable"] == [str(gone)]
+    assert f"warning: 1 image file could not be read: {gone}" in said.err
+    assert linvit_command("eval", finder, root, "--json", "--workers", "0").json["unreadable"] == [str(gone)]
+    said = linvit_command(*arguments(root, tmp_path / "strict", *short), "--strict")
+    assert said.code == 2
+    assert said.err.splitlines()[-1] == f"linvit: error: cannot read image {gone}: No such file or directory"
+    said = linvit_command("eval", finder, root, "--strict", "--workers", "0")
+    assert said.err == f"linvit: error: cannot read image {gone}: No such file or directory\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["eval", "{run}", "{cells}", "--split", "test"], "lacks annotations/instances_test.json; annotation files"),
+        (["eval", "{run}", "{cells}/gone"], "gone does not exist"),
+        (["eval", "{run}", "digit-scenes"], "digit-scenes has the classes 0, 1"),
+        (["eval", "{run}", "{cells}", "--confusion", "c.png"], "--confusion is for classification, and"),
+        (["eval", "{run}", "{cells}", "--precision", "int3"], "precision must be one of"),
+        (["eval", "{run}", "{cells}", "--img-size", "0"], "img_size must be at least 1 pixel, got 0"),
+        (["predict", "{run}", "{cells}", "--top", "3"], "--top is for classification, and"),
+        (["predict", "{run}", "{cells}", "--min-score", "7"], "--min-score must be from 0 to 1, got 7.0"),
+        (["export", "{run}", "--to", "onnx"], "this needs a classifier, and the model is one to detect"),
+    ],
+)
+def test_errors_are_one_line(linvit_command, run: Path, cells: Path, args: list[str], message: str) -> None:
+    said = linvit_command(*(arg.format(run=run, cells=cells) for arg in args))
+    assert said.code == 2
+    assert message in said.err
+    assert said.err.startswith("linvit: error: ")
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--model.name=yolo"], "--model.name: Expected one of ["),
+        (["--model.backbone=care_s9"], "unknown backbone 'care_s9'; did you mean care_s"),
+        (["--data.root=gone"], "data folder gone does not exist"),
+        (["--model.pretrained=gone.pth"], "pretrained: no weights at 'gone.pth'"),
+    ],
+)
+def test_what_is_wrong_with_a_training_is_said_in_one_line(
+    linvit_command, cells: Path, tmp_path: Path, given: list[str], message: str
+) -> None:
+    said = linvit_command(*arguments(cells, tmp_path / "run"), *given)
+    assert said.code == 2
+    assert said.err.startswith(f"linvit: error: {message}"), said.err
+    assert said.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_digit_scenes_are_learned_in_three_minutes(linvit_command, tmp_path: Path) -> None:
+    """On one core, from nothing: see recipes/small/detect_digits.yaml."""
+    recipe = Path(__file__).parent.parent.parent / "recipes" / "small" / "detect_digits.yaml"
+    said = linvit_command("train", "--config", recipe, "--out", tmp_path / "run", "--json")
+    assert said.code == 0, said.err
+    assert said.json["ap50"] >= 0.35
