@@ -80,6 +80,7 @@ class DetectionTask(VisionTask):
         self.figures = (MASK_FIGURES if self.model.has_masks else {}) | BOX_FIGURES
         self._results: list[Record] = []
         self._seen: list[int] = []
+        self.train()
 
     def train(self, mode: bool = True) -> "DetectionTask":
         """Switch to training, in which frozen norms stay as they are."""

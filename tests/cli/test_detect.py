@@ -235,6 +235,7 @@ def test_errors_are_one_line(linvit_command, run: Path, cells: Path, args: list[
     [
         (["--model.name=yolo"], "--model.name: Expected one of ["),
         (["--model.backbone=care_s9"], "unknown backbone 'care_s9'; did you mean care_s"),
+        (["--model.size=32"], 'Linked "model.size" must be given via "data.size"'),
         (["--data.root=gone"], "data folder gone does not exist"),
         (["--model.pretrained=gone.pth"], "pretrained: no weights at 'gone.pth'"),
     ],
