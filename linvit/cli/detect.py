@@ -145,7 +145,7 @@ def _detections(found: dict[str, Tensor], names: list[str]) -> list[dict[str, An
 
 def _counted(detections: list[dict[str, Any]]) -> str:
     counts = Counter(each["class"] for each in detections)
-    return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
+    return ", ".join(f"{count} x {name}" for name, count in counts.most_common()) or "nothing"
 
 
 def _best(detections: list[dict[str, Any]]) -> str:

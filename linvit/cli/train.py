@@ -26,7 +26,7 @@ from lightning.pytorch.loggers import Logger
 
 from linvit import __version__
 from linvit.analysis.plots import plot_curves
-from linvit.cli.common import print_json, print_rows
+from linvit.cli.common import print_facts, print_json, print_rows
 from linvit.cli.tasks import TASKS
 from linvit.data.module import VisionData
 from linvit.tasks import run_folder as files
@@ -41,12 +41,16 @@ examples:
   linvit train --config recipe.yaml --model.lr 5e-4             a recipe, with a setting changed
   linvit train --resume runs/care_s0-20250101-120000            continue, with --trainer.max_epochs for longer
   linvit train --config recipe.yaml --print_config > mine.yaml  all settings, to edit
-  linvit train --config recipes/linearize.yaml --model.name runs/vit  put linear attention into a trained model"""
+  linvit train --config recipes/linearize.yaml --model.name runs/vit  put linear attention into a trained model
+  linvit train --task detect --data.root coco --model.backbone care_s1  find objects; see --task detect --help"""
 
 _THIS_CALL_ONLY = ("out", "resume", "json")
 """Arguments that are no settings of the training, and so not in ``config.yaml``."""
 
 _FOLDER = "LINVIT_RUN_FOLDER"
+
+MOST_IN_A_ROW = 9
+"""Figures that 80 columns have room for; more are printed one below the other."""
 
 _NOISE = (
     ".*overrides the configure_model",
@@ -54,6 +58,7 @@ _NOISE = (
     ".*exists and is not empty",
     ".*LeafSpec",
     ".*`training_step` returned `None`",
+    ".*in eval mode at the start of training",
 )
 
 
@@ -312,7 +317,10 @@ def _report(cli: TrainCLI, seconds: float) -> None:
         "images/s": f"{result['images_per_second'] or 0:.1f}",
         "seconds": f"{seconds:.0f}",
     }
-    print_rows([row])
+    if len(row) > MOST_IN_A_ROW:
+        print_facts(row)
+    else:
+        print_rows([row])
     print(f"run folder: {cli.folder}")
 
 

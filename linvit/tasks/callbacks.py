@@ -221,18 +221,27 @@ def _diverging(trainer: Any) -> bool:
 class EpochLines(Callback):
     """Writes one line per epoch to standard error: the progress display where there is no terminal."""
 
+    def __init__(self) -> None:
+        self._validated = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Have this epoch's line say what the validation found."""
+        self._validated = True
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the line."""
-        if trainer.is_global_zero:
-            task: Any = pl_module
-            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            line = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"]
-            if "train/loss" in metrics:  # not where an epoch is resumed in its validation
-                line += [f"train loss {metrics['train/loss']:.4f}"]
-            if "val/loss" in metrics:
-                line += [f"val loss {metrics['val/loss']:.4f}"]
-            watched, heading = next(iter(task.figures.items()))
-            if f"val/{watched}" in metrics:
-                line += [f"{heading} {metrics[f'val/{watched}']:.2%}"]
-            line += [f"{task.stopwatch.lap_rate:.1f} images/s"]
-            print("  ".join(line), file=sys.stderr, flush=True)
+        validated, self._validated = self._validated, False
+        if not trainer.is_global_zero:
+            return
+        task: Any = pl_module
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        line = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"]
+        if "train/loss" in metrics:  # not where an epoch is resumed in its validation
+            line += [f"train loss {metrics['train/loss']:.4f}"]
+        if validated and "val/loss" in metrics:
+            line += [f"val loss {metrics['val/loss']:.4f}"]
+        watched, heading = next(iter(task.figures.items()))
+        if validated and f"val/{watched}" in metrics:
+            line += [f"{heading} {metrics[f'val/{watched}']:.2%}"]
+        line += [f"{task.stopwatch.lap_rate:.1f} images/s"]
+        print("  ".join(line), file=sys.stderr, flush=True)

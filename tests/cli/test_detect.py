@@ -123,6 +123,12 @@ def test_stopped_and_resumed_it_ends_as_if_it_had_not_stopped(
     assert (out / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
 
 
+def test_an_epoch_without_validation_tells_none(cells: Path, linvit_command, tmp_path: Path) -> None:
+    more = ("--trainer.max_epochs=3", "--trainer.limit_train_batches=1", "--trainer.check_val_every_n_epoch=2")
+    lines = linvit_command(*arguments(cells, tmp_path / "run", *more)).err.splitlines()
+    assert [" AP " in line for line in lines if line.startswith("epoch ")] == [False, True, False]
+
+
 def test_eval_counts_what_its_results_file_holds(finder: Path, cells: Path, linvit_command, tmp_path: Path) -> None:
     said = linvit_command(
         "eval", finder, cells, "--json", "--workers", "0", "--results", tmp_path / "new" / "results.json"
@@ -178,6 +184,9 @@ def test_mask_rcnn_trains_and_gives_masks(cells: Path, linvit_command, tmp_path:
     said = linvit_command(*given, "--json", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1")
     assert said.code == 0, said.err
     assert {"ap", "mask_ap", "mask_ap50"} <= said.json.keys()
+    table = linvit_command("eval", tmp_path / "run", cells, "--workers", "0").out
+    assert "AP of boxes" in table
+    assert "AP of masks" in table
     record = linvit_command("predict", tmp_path / "run", cells / "val" / "0.png", "--json", "--min-score", "0").json[0]
     assert decode_mask(record["detections"][0]["segmentation"], SIDE, SIDE).shape == (SIDE, SIDE)
     assert linvit_command(
@@ -197,6 +206,7 @@ def test_unreadable_images_are_named_and_strict_stops(
     gone.unlink()
     short = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
     said = linvit_command(*arguments(root, tmp_path / "run", *short), "--json")
+    assert "AP" in said.err
     assert said.json["unreadable"] == [str(gone)]
     assert f"warning: 1 image file could not be read: {gone}" in said.err
     assert linvit_command("eval", finder, root, "--json", "--workers", "0").json["unreadable"] == [str(gone)]
@@ -248,6 +258,17 @@ def test_what_is_wrong_with_a_training_is_said_in_one_line(
     assert said.err.startswith(f"linvit: error: {message}"), said.err
     assert said.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_help_is_that_of_the_task(linvit_command) -> None:
+    out = linvit_command("train", "--task", "detect", "--help").out
+    for flag in ("--model.backbone", "--model.anchor_size", "--data.train_sizes", "--data.keep_empty"):
+        assert flag in out
+    for command, flags in (("eval", ("--split", "--confusion")), ("predict", ("--min-score", "--top"))):
+        out = linvit_command(command, "--help").out
+        assert all(flag in out for flag in flags)
+        assert "classification:" in out
+        assert "detection:" in out
 
 
 @pytest.mark.slow

@@ -83,7 +83,10 @@ WORKER = 'Caught ValueError in DataLoader worker process 0.\nOriginal Traceback 
         (FileNotFoundError(2, "No such file or directory", "a.png"), "a.png: No such file or directory"),
         (PermissionError("cannot write into runs"), "cannot write into runs"),
         (OSError(28, "No space left on device"), "No space left on device"),
-        (ModuleNotFoundError("No module named 'onnx'"), "No module named 'onnx': pip install \"linvit[train,deploy]\""),
+        (
+            ModuleNotFoundError("No module named 'onnx'"),
+            "No module named 'onnx': pip install \"linvit[train,detect,deploy]\"",
+        ),
         (ImportError('X is missing: pip install "linvit[train]"'), 'X is missing: pip install "linvit[train]"'),
         (ValueError(f"{WORKER}ValueError: cannot read a.png: truncated"), "cannot read a.png: truncated"),
         (ValueError(), "ValueError"),
