@@ -6,27 +6,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from linvit.checks import require
 from linvit.data.coco import find_annotations, read_coco
-from linvit.data.detection_sets import CocoDetection, DetectionSample, DetectionSet, DigitDetection, collate_detection
+from linvit.data.detection_sets import CocoDetection, DetectionSet, DigitDetection, collate_detection
 from linvit.data.digit_scenes import DIGITS
 from linvit.data.loading import cores
-
-try:
-    from lightning import LightningDataModule
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError('detection data needs Lightning: pip install "linvit[detect]"') from error
+from linvit.data.module import VisionData
 
 __all__ = ["DetectionData"]
 
 DIGITS_SIZE = 96
 
 
-class DetectionData(LightningDataModule):
+class DetectionData(VisionData):
     """Images with boxes (and masks) in COCO's layout, or the embedded digit scenes.
 
     Crowd regions and boxes outside of their image are left out of training; evaluation treats them as COCO's tools do.
@@ -44,10 +38,13 @@ class DetectionData(LightningDataModule):
         photometric: Change brightness, contrast, saturation and hue of training images at random.
         keep_empty: Train on images without boxes, too.
         masks: Load masks; training sets it for the models that learn them.
+        seed: Decides the order of the training images and their augmentation; ``linvit train`` gives it its own.
 
     Raises:
         ValueError: A setting outside its range; later, a folder that does not have the layout, or damaged annotations.
     """
+
+    collate = staticmethod(collate_detection)
 
     def __init__(
         self,
@@ -62,6 +59,7 @@ class DetectionData(LightningDataModule):
         photometric: bool = False,
         keep_empty: bool = False,
         masks: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if size is None:
@@ -75,7 +73,9 @@ class DetectionData(LightningDataModule):
         require(batch_size >= 1, "batch_size", batch_size, "at least 1")
         require(workers is None or workers >= 0, "workers", workers, "0 or more")
         require(0 <= hflip <= 1, "hflip", hflip, "between 0 and 1")
+        require(seed >= 0, "seed", seed, "0 or more")
         self.root = root
+        self.seed = seed
         self.size = size
         self.max_size = max_size
         self.batch_size = batch_size
@@ -136,23 +136,3 @@ class DetectionData(LightningDataModule):
         _ = self.val_set
         if stage in (None, "fit"):
             _ = self.train_set
-
-    def train_dataloader(self) -> DataLoader[DetectionSample]:
-        """Return shuffled full batches; the images left over at the end of an epoch are dropped."""
-        return self._loader(self.train_set, train=True)
-
-    def val_dataloader(self) -> DataLoader[DetectionSample]:
-        """Return the held-out images in order, every one once."""
-        return self._loader(self.val_set, train=False)
-
-    def _loader(self, dataset: DetectionSet, train: bool) -> DataLoader[DetectionSample]:
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            shuffle=train,
-            drop_last=train,
-            num_workers=self.workers,
-            collate_fn=collate_detection,
-            persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from linvit.data.coco import Record
+from linvit.data.detection_sets import DetectionSet
 from linvit.heads.detection import DetectionModel, DetectorName
 from linvit.tasks.base import VisionTask, some
 from linvit.tasks.coco import BOX_FIGURES, MASK_FIGURES, coco_figures, coco_results
@@ -18,7 +19,7 @@ class DetectionTask(VisionTask):
 
     Batches are dictionaries of lists: ``image``, tensors ``[3, H, W]`` of bytes; ``target``, dictionaries with
     ``image_id``, ``boxes``, ``labels`` and maybe ``masks``; and ``unreadable``, paths of files that could not be read.
-    The validation's data set is a :class:`linvit.data.detection_sets.DetectionSet`.
+    The data module's ``val_set`` is a :class:`linvit.data.detection_sets.DetectionSet`.
 
     Logs what VisionTask logs, each loss of the detector as ``train/NAME``, and COCO's average precisions as
     ``val/ap``, ``val/ap50``, ... (and ``val/mask_ap``, ...), where there is something to find.
@@ -107,7 +108,7 @@ class DetectionTask(VisionTask):
         self.unreadable.update(dict.fromkeys(batch["unreadable"]))
         if not batch["image"]:
             return
-        dataset = self.trainer.val_dataloaders.dataset  # type: ignore[union-attr]
+        dataset = self._validated_on()
         for found, target in zip(self.model(batch["image"]), batch["target"], strict=True):
             self._seen.append(target["image_id"])
             self._results += coco_results(found, target["image_id"], dataset)
@@ -118,7 +119,7 @@ class DetectionTask(VisionTask):
         self._results, self._seen = [], []
         if not seen:
             raise ValueError(f"none of the validation images can be read, {some(self.unreadable)}")
-        truth = self.trainer.val_dataloaders.dataset.truth  # type: ignore[union-attr]
+        truth = self._validated_on().truth
         for kind, names in (("bbox", BOX_FIGURES), ("segm", MASK_FIGURES)):
             if not names.keys() <= self.figures.keys():
                 continue
@@ -127,8 +128,12 @@ class DetectionTask(VisionTask):
                 if value is not None:
                     self.log(f"val/{name}", value, prog_bar=name == next(iter(self.figures)))
 
+    def _validated_on(self) -> DetectionSet:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data.val_set
+
     def _gathered(self) -> tuple[list[Record], set[int]]:
-        """Return the results and images of all devices; one that several had, to fill their batches, counts once."""
+        """Return the results and images of all devices; one that several had counts once."""
         parts: list[Any] = [(self._results, self._seen)]
         if self.trainer.world_size > 1:
             parts *= self.trainer.world_size
