@@ -21,9 +21,9 @@ class DetectionTask(VisionTask):
     ``image_id``, ``boxes``, ``labels`` and maybe ``masks``; and ``unreadable``, paths of files that could not be read.
     The data module's ``val_set`` is a :class:`linvit.data.detection_sets.DetectionSet`.
 
-    Logs what VisionTask logs, each loss of the detector as ``train/loss_NAME`` (mean over the epoch, or over the rest of
-    one that was resumed within), and COCO's average precisions as
-    ``val/ap``, ``val/ap50``, ... (and ``val/mask_ap``, ...), where there is something to find.
+    Logs what VisionTask logs, each loss of the detector as ``train/loss_NAME`` (mean over the epoch, or over the rest
+    of one that was resumed within), and COCO's average precisions as ``val/ap``, ``val/ap50``, ... (and
+    ``val/mask_ap``, ...), where there is something to find.
 
     Args:
         num_classes: Number of classes of the data.
