@@ -84,7 +84,12 @@ def same(ours: Any, theirs: Any) -> None:
         for name in ("val/top1", "lr", "step"):
             assert mine[name] == yours[name], name
     for name, value in theirs[1].items():
-        torch.testing.assert_close(ours[1][name], value, rtol=1e-3, atol=1e-5)
+        mine, yours = ours[1][name], value
+        if name.endswith(
+            "qkv.bias"
+        ):  # a softmax does not feel the keys' bias: its gradient is rounding, blown up by Adam
+            mine, yours = (torch.cat([bias[:32], bias[64:]]) for bias in (mine, yours))
+        torch.testing.assert_close(mine, yours, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("devices", [2, pytest.param(4, marks=pytest.mark.slow)])
