@@ -1,12 +1,14 @@
 """CoreML packages for Apple's devices. They run on Apple's systems alone; elsewhere their structure is checked."""
 
 from pathlib import Path
+from typing import Any
 
 from linvit.deploy.job import Job, quiet
 
 try:
     with quiet():
         import coremltools
+        from coremltools.converters.mil import register_torch_op
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(f'CoreML needs {error.name}: pip install "linvit[deploy]"') from error
 
@@ -15,6 +17,12 @@ __all__ = ["PRECISIONS", "SUFFIX", "describe", "export", "load"]
 SUFFIX = ".mlpackage"
 PRECISIONS = ("float32", "float16")
 load = None  # nothing here can run a package
+
+
+@register_torch_op
+def alias(context: Any, node: Any) -> None:
+    """Teach the converter an operation that returns its input."""
+    context.add(context[node.inputs[0]], torch_name=node.name)
 
 
 def export(job: Job, path: Path) -> None:
