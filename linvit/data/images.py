@@ -27,11 +27,16 @@ IMAGE_EXTENSIONS = (
 
 
 class UnreadableImage(ValueError):
-    """An image file that cannot be read. The message is one line: the file and the reason."""
+    """An image file that cannot be read. The message is one line: the file and the reason.
 
-    def __init__(self, message: str) -> None:
+    Attributes:
+        path: The file, where the error was raised in this process.
+    """
+
+    def __init__(self, message: str, path: str | os.PathLike[str] = "") -> None:
         # A worker of a DataLoader re-raises with its traceback as the message; the one line that counts ends it.
         super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
+        self.path = str(path)
 
 
 def load_image(
@@ -71,7 +76,7 @@ def load_image(
             return _to_rgb(image)
     except Exception as error:  # On damaged files Pillow's decoders raise almost anything.
         empty = not (os.path.getsize(path) if content is None and os.path.isfile(path) else content)
-        raise UnreadableImage(f"cannot read image {path}: {_reason(error, empty)}") from error
+        raise UnreadableImage(f"cannot read image {path}: {why_unreadable(error, empty)}", path) from error
 
 
 def find_images(patterns: list[str]) -> list[Path]:
@@ -158,7 +163,8 @@ def _sixteen_to_eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
-def _reason(error: Exception, empty: bool) -> str:
+def why_unreadable(error: Exception, empty: bool) -> str:
+    """Say in a few words why Pillow could not read a file, which may be empty."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, UnidentifiedImageError):

@@ -1,0 +1,152 @@
+"""Data sets of images with masks, and how they make batches."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from linvit.data import digit_scenes
+from linvit.data.digit_scenes import DigitScenes
+from linvit.data.images import UnreadableImage, load_image
+from linvit.data.joint import JointTransform
+from linvit.data.masks import SPLITS, MaskCode, find_pairs, has_split, load_mask
+
+__all__ = ["DigitMasks", "MaskFolder", "MaskSample", "collate_masks", "eval_masks", "part_of"]
+
+
+class MaskSample(TypedDict):
+    """An image ``[3, h, w]`` and its targets ``[H, W]``; ``image`` is None where a file cannot be read."""
+
+    image: Tensor | None
+    target: Tensor
+    unreadable: list[str]
+
+
+class MaskBatch(TypedDict):
+    """A batch: ``image [B, 3, h, w]`` (None when nothing was readable), ``target [B, H, W]``, files left out."""
+
+    image: Tensor | None
+    target: Tensor
+    unreadable: list[str]
+
+
+class MaskFolder(Dataset[MaskSample]):
+    """Images and their masks.
+
+    An unreadable image or mask raises if ``strict``; otherwise it is noted in the sample, and the next readable pair
+    stands in for it (training), or the sample has no image (evaluation).
+
+    Args:
+        pairs: Paths of images and masks.
+        code: What the values of the masks mean.
+        transform: Turns an image and its targets into what a sample holds.
+        strict: Raise on an unreadable file.
+        replace_unreadable: Put the next readable pair in the place of an unreadable one.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        code: MaskCode,
+        transform: JointTransform,
+        strict: bool = False,
+        replace_unreadable: bool = False,
+    ) -> None:
+        self.pairs = pairs
+        self.code = code
+        self.transform = transform
+        self.strict = strict
+        self.replace_unreadable = replace_unreadable
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> MaskSample:
+        unreadable: list[str] = []
+        for step in range(len(self) if self.replace_unreadable else 1):
+            try:
+                found = self._read(self.pairs[(index + step) % len(self)])
+            except UnreadableImage as error:
+                if self.strict:
+                    raise
+                unreadable.append(error.path)
+                continue
+            image, target = self.transform(*found)
+            return MaskSample(image=image, target=target, unreadable=unreadable)
+        if self.replace_unreadable:
+            raise UnreadableImage(f"none of the {len(self)} images can be read with its mask, {unreadable[0]}")
+        return MaskSample(image=None, target=torch.empty(0), unreadable=unreadable)
+
+    def _read(self, pair: tuple[str, str]) -> tuple[Image.Image, np.ndarray]:
+        image, mask = load_image(pair[0]), load_mask(pair[1])
+        if mask.shape != image.size[::-1]:
+            sizes = f"{mask.shape[1]}x{mask.shape[0]} pixels, its image {pair[0]} {image.width}x{image.height}"
+            raise ValueError(f"mask {pair[1]} has {sizes}")
+        return image, self.code.encode(mask, pair[1])
+
+
+class DigitMasks(Dataset[MaskSample]):
+    """The embedded digit scenes (:class:`linvit.data.digit_scenes.DigitScenes`) with their semantic masks.
+
+    Args:
+        train: The scenes to train on rather than the held-out ones.
+        transform: Turns an image and its targets into what a sample holds.
+    """
+
+    def __init__(self, train: bool, transform: JointTransform) -> None:
+        self.scenes = DigitScenes(train)
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> MaskSample:
+        scene = self.scenes[index]
+        image, target = self.transform(scene.image, scene.semantic())
+        return MaskSample(image=image, target=target, unreadable=[])
+
+
+def eval_masks(
+    data: str, split: str, classes: Sequence[str], code: MaskCode, transform: JointTransform, strict: bool = False
+) -> MaskFolder | DigitMasks:
+    """Open the data set that an evaluation names.
+
+    Args:
+        data: "digit-scenes" for the 200 embedded held-out scenes, or a folder (see
+            :func:`linvit.data.masks.find_pairs`).
+        split: The part of the folder: "train", "val" or "test"; "all" where it has no parts.
+        classes: The model's class names.
+        code: What the values of the masks mean.
+        transform: Turns an image and its targets into what a sample holds.
+        strict: Raise on an unreadable file instead of leaving it out.
+
+    Raises:
+        OSError: The folder is missing or a file, or an image has no mask.
+        ValueError: The data has other classes than the model.
+    """
+    if data != digit_scenes.NAME:
+        return MaskFolder(find_pairs(Path(data), split), code, transform, strict)
+    if list(classes) != digit_scenes.SEMANTIC_CLASSES:
+        raise ValueError(f"{data} has the classes background and the ten digits, but the model's are {list(classes)}")
+    return DigitMasks(train=False, transform=transform)
+
+
+def part_of(data: str, split: str) -> str:
+    """Return which part of a data set to evaluate on: "all" where "val" is asked of a folder without parts."""
+    without = has_split(data, "all") and not any(has_split(data, part) for part in SPLITS)
+    return "all" if split == "val" and without else split
+
+
+def collate_masks(samples: list[MaskSample]) -> MaskBatch:
+    """Stack samples of one size into a batch, leaving out those without an image."""
+    readable = [(sample["image"], sample["target"]) for sample in samples if sample["image"] is not None]
+    return MaskBatch(
+        image=torch.stack([image for image, _ in readable]) if readable else None,
+        target=torch.stack([target for _, target in readable]) if readable else torch.empty(0, dtype=torch.int64),
+        unreadable=[path for sample in samples for path in sample["unreadable"]],
+    )
