@@ -1,36 +1,43 @@
 """A backbone: feature maps of any linvit or timm model, at the strides that a head needs."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
-from timm.layers import Format
+from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from linvit.checks import did_you_mean
-from linvit.models._pretrained import as_tuple, read_state_dict
+from linvit.linearize import rebuild
+from linvit.models._pretrained import prepare_state_dict, read_state_dict
 
 __all__ = ["Backbone"]
 
-WEIGHTS = "model.safetensors"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 class Backbone(nn.Module):
     """Feature maps at chosen strides, channels first.
 
+    A model whose blocks all work at one stride (ViT, DeiT) gives maps from evenly spaced blocks, brought to the strides
+    by bilinear interpolation.
+
     Args:
-        name: Model by timm's name.
-        strides: Strides of the maps to return.
-        pretrained: Start from the published weights (true), from those of a classifier's checkpoint file or run folder
-            (its path), or from none.
+        name: Model by timm's name, or the run folder of a classifier, whose attention may have been replaced.
+        strides: Strides of the maps to return, rising.
+        pretrained: Start from the published weights or those of the run folder (true), from those of a classifier's
+            checkpoint file or run folder (its path), or from none.
         args: More arguments of the model, such as ``drop_path_rate``.
+        replaced: Attention to replace, as :func:`linvit.linearize.describe` says it.
 
     Attributes:
         channels: Channels of the maps.
         mean: Mean of red, green and blue, from 0 to 1, that the model's images have subtracted.
         std: Standard deviation that they are divided by.
+        architecture: What builds it again without any folder: ``backbone`` (its name), ``backbone_args``, ``replaced``.
 
     Raises:
         FileNotFoundError: ``pretrained`` is a path where no weights are.
@@ -39,44 +46,86 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self, name: str, strides: Sequence[int], pretrained: bool | str = False, args: dict[str, Any] | None = None
+        self,
+        name: str,
+        strides: Sequence[int],
+        pretrained: bool | str = False,
+        args: dict[str, Any] | None = None,
+        replaced: Sequence[dict[str, Any]] = (),
     ) -> None:
         super().__init__()
-        if ":" not in name and not timm.is_model(name):
-            raise ValueError(f"unknown backbone {name!r}{did_you_mean(name, timm.list_models())}")
-        weights = _weights(name, pretrained) if isinstance(pretrained, str) else {"pretrained": pretrained}
-        try:
-            body: Any = timm.create_model(name, features_only=True, **weights, **(args or {}))
-        except (TypeError, AttributeError, RuntimeError) as error:
-            raise ValueError(f"backbone {name} cannot be built with {args or {}}: {error}") from error
-        body.pretrained_cfg.pop("state_dict", None)  # the weights are in the model now
-        offered = body.feature_info.reduction()
-        if not set(strides) <= set(offered):
-            raise ValueError(
-                f"backbone {name} has maps at strides {', '.join(map(str, offered))}, and {list(strides)} are needed"
-            )
-        self.body = body
-        self._chosen = [len(offered) - 1 - offered[::-1].index(stride) for stride in strides]  # the last of each stride
-        self._channels_last = Format(getattr(body, "output_fmt", Format.NCHW)) == Format.NHWC
-        self.channels = [body.feature_info.channels()[i] for i in self._chosen]
-        self.mean: tuple[float, ...] = tuple(body.pretrained_cfg["mean"])
-        self.std: tuple[float, ...] = tuple(body.pretrained_cfg["std"])
+        weights = pretrained if isinstance(pretrained, str) else None
+        args = args or {}
+        if (Path(name) / CONFIG).is_file():
+            weights = name if pretrained is True else weights
+            name, known, replaced = _saved(Path(name))
+            args = known | args
+        model = _create(name, args, pretrained is True and weights is None)
+        if replaced:
+            rebuild(model, replaced)
+        if weights is not None:
+            model.load_state_dict(prepare_state_dict(read_state_dict(_file(weights)), model))
+        self.architecture: dict[str, Any] = {
+            "backbone": name,
+            "backbone_args": args,
+            "replaced": list(replaced),
+        }
+        self.strides = tuple(strides)
+        self.body = FeatureGetterNet(model, tuple(_levels(name, model, self.strides)))
+        self.channels: list[int] = self.body.feature_info.channels()
+        self.mean: tuple[float, ...] = tuple(model.pretrained_cfg["mean"])
+        self.std: tuple[float, ...] = tuple(model.pretrained_cfg["std"])
+
+    def no_weight_decay(self) -> set[str]:
+        """Name the parameters that the model exempts from weight decay."""
+        model: Any = self.body.model
+        return {f"body.model.{name}" for name in getattr(model, "no_weight_decay", set)()}
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Return the maps ``[B, channels, H / stride, W / stride]`` of images ``[B, 3, H, W]``."""
-        maps = self.body(image)
-        chosen = [maps[i] for i in self._chosen]
-        return [each.permute(0, 3, 1, 2) for each in chosen] if self._channels_last else chosen
+        """Return the maps ``[B, channels, H / stride, W / stride]`` of images ``[B, 3, H, W]``, sizes rounded up."""
+        sizes = [(-(-image.shape[2] // stride), -(-image.shape[3] // stride)) for stride in self.strides]
+        return [_resize(x, size) for x, size in zip(self.body(image), sizes, strict=True)]
 
 
-def _weights(name: str, place: str) -> dict[str, Any]:
-    """Return what timm needs to take the weights from a file or run folder, whatever classes they are for."""
+def _create(name: str, args: dict[str, Any], pretrained: bool) -> Any:
+    if ":" not in name and not timm.is_model(name):
+        raise ValueError(f"unknown backbone {name!r}{did_you_mean(name, timm.list_models())}")
+    try:
+        model = timm.create_model(name, pretrained=pretrained, num_classes=0, **args)
+    except TypeError as error:
+        raise ValueError(f"backbone {name} cannot be built with {args}: {error}") from error
+    if not hasattr(model, "forward_intermediates"):
+        raise ValueError(f"{name} cannot be a backbone: it gives no intermediate maps")
+    return model
+
+
+def _saved(folder: Path) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
+    """Read how a saved classifier is built: name, arguments, replaced attention."""
+    described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if "architecture" not in described or "task" in described:
+        raise ValueError(f"{folder} cannot be a backbone: it holds no classifier")
+    args = {name: value for name, value in described.get("model_args", {}).items() if name != "num_classes"}
+    return described["architecture"], args, described.get("linearize", [])
+
+
+def _file(place: str) -> Path:
     path = Path(place) / WEIGHTS if Path(place).is_dir() else Path(place)
     if not path.is_file():
         raise FileNotFoundError(f"pretrained: no weights at {str(path)!r} (true takes the published ones)")
-    state_dict: dict[str, torch.Tensor] = read_state_dict(path)
-    overlay: dict[str, Any] = {"state_dict": state_dict}
-    for head in as_tuple(getattr(timm.get_pretrained_cfg(name), "classifier", None))[:1]:
-        if f"{head}.weight" in state_dict:
-            overlay["num_classes"] = len(state_dict[f"{head}.weight"])
-    return {"pretrained": True, "pretrained_cfg_overlay": overlay}
+    return path
+
+
+def _levels(name: str, model: Any, strides: Sequence[int]) -> list[int]:
+    """Choose the maps: the last at each stride, or evenly spaced ones where there is one stride alone."""
+    offered = [info["reduction"] for info in model.feature_info]
+    if len(set(offered)) == 1:
+        return [(number * len(offered)) // len(strides) - 1 for number in range(1, len(strides) + 1)]
+    if not set(strides) <= set(offered):
+        raise ValueError(
+            f"backbone {name} has maps at strides {', '.join(map(str, offered))}, and {list(strides)} are needed"
+        )
+    return [len(offered) - 1 - offered[::-1].index(stride) for stride in strides]
+
+
+def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=False)

@@ -44,6 +44,7 @@ class DetectionModel(DenseModel):
         channels: Channels of the pyramid.
         detector_args: More arguments of torchvision's detector, such as ``nms_thresh``.
         pretrained: Weights that the backbone starts from, as for :class:`linvit.heads.backbone.Backbone`.
+        replaced: Attention replaced in the backbone, as :func:`linvit.linearize.describe` says it.
 
     Raises:
         ValueError: An argument is outside its range, or does not suit the detector or the backbone.
@@ -63,18 +64,20 @@ class DetectionModel(DenseModel):
         channels: int = 256,
         detector_args: dict[str, Any] | None = None,
         pretrained: bool | str = False,
+        replaced: Sequence[dict[str, Any]] = (),
     ) -> None:
         require(num_classes >= 1, "num_classes", num_classes, "at least 1")
         require(name in get_args(DetectorName), "name", name, f"one of {', '.join(get_args(DetectorName))}")
         require(1 <= size <= max_size, "size", size, f"from 1 to max_size ({max_size})")
         require(anchor_size > 0, "anchor_size", anchor_size, "above 0")
         require(channels >= 1, "channels", channels, "at least 1")
+        strides = (8, 16, 32) if name == "retinanet" else (4, 8, 16, 32)
+        features = Backbone(backbone, strides, pretrained, backbone_args, replaced)
         super().__init__(
             {
                 "num_classes": num_classes,
                 "name": name,
-                "backbone": backbone,
-                "backbone_args": backbone_args or {},
+                **features.architecture,
                 "size": size,
                 "max_size": max_size,
                 "anchor_size": anchor_size,
@@ -85,8 +88,6 @@ class DetectionModel(DenseModel):
         make = _retinanet if name == "retinanet" else _rcnn
         self.has_masks = name == "mask_rcnn"
         self._first_label = 0 if name == "retinanet" else 1  # the others keep 0 for the background
-        strides = (8, 16, 32) if name == "retinanet" else (4, 8, 16, 32)
-        features = Backbone(backbone, strides, pretrained, backbone_args)
         self.detector: Any = make(name, features, channels, anchor_size, num_classes, detector_args or {})
         self.detector.transform = _Preparation(size, max_size, features.mean, features.std)
 

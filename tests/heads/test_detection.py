@@ -64,7 +64,7 @@ def test_a_few_updates_find_a_square(name: str) -> None:
     wanted = target([8, 16, 40, 48]) | {"labels": torch.tensor([2])}
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     model.train()
-    for _ in range(40):
+    for _ in range(80):
         optimizer.zero_grad()
         loss = torch.stack(list(model([image] * 2, [wanted] * 2).values())).sum()
         loss.backward()
@@ -119,6 +119,7 @@ def test_bytes_are_normalised_as_the_backbone_wants_and_not_aliased() -> None:
         ("flatten_pvt_tiny", {"depths": (1, 1, 1, 1)}),
         ("flatten_swin_tiny", {"depths": (1, 1, 1, 1)}),
         ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1), "strict_img_size": False}),
+        ("flatten_deit_tiny", {"depth": 5}),
         ("resnet18", {}),
     ],
 )
@@ -189,7 +190,6 @@ def test_backbone_takes_the_weights_of_a_classifier(where: str, tmp_path) -> Non
         maps = model.eval()(image)
         expected = donor.eval().forward_intermediates(image, intermediates_only=True)
     torch.testing.assert_close(maps[0], expected[1])
-    assert "state_dict" not in model.body.pretrained_cfg
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,6 @@ def test_backbone_takes_the_weights_of_a_classifier(where: str, tmp_path) -> Non
     [
         ({"name": "yolo"}, "name must be one of retinanet, faster_rcnn, mask_rcnn, not 'yolo'"),
         ({"backbone": "care_s9"}, "unknown backbone 'care_s9'; did you mean care_s"),
-        ({"backbone": "test_vit"}, r"backbone test_vit has maps at strides 16, 16, 16, and \[8, 16, 32\] are needed"),
         ({"backbone_args": {"depht": 3}}, "backbone test_efficientnet cannot be built with {'depht': 3}"),
         ({"detector_args": {"nms_tresh": 3}}, "detector_args has no nms_tresh for retinanet; did you mean nms_thresh"),
         ({"num_classes": 0}, "num_classes must be at least 1, not 0"),
