@@ -14,7 +14,12 @@ from rich.table import Table
 from linvit.data.images import UnreadableImage, load_image
 from linvit.data.loading import progress
 
-__all__ = ["Parser", "at_least", "load_sources", "print_facts", "print_json", "print_rows", "progress"]
+__all__ = ["SPLIT_OPTION", "Parser", "at_least", "load_sources", "print_facts", "print_json", "print_rows", "progress"]
+
+SPLIT_OPTION: dict[str, dict[str, Any]] = {
+    "--split": {"default": "val", "metavar": "NAME", "help": "which part of DATA: val, test or train (val)"}
+}
+"""For the commands of tasks whose data have parts."""
 
 
 class Parser(argparse.ArgumentParser):

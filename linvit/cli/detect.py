@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from linvit.checkpoints import class_names, load_model
-from linvit.cli.common import load_sources, print_facts, print_json, print_rows, progress
+from linvit.cli.common import SPLIT_OPTION, load_sources, print_facts, print_json, print_rows, progress
 from linvit.data.coco import encode_mask
 from linvit.data.detection_sets import collate_detection, eval_detection_set
 from linvit.data.digit_scenes import NAME, DigitScenes
@@ -23,7 +23,7 @@ from linvit.tasks.detector import DetectionEvaluation, Detector
 TITLE = "detection"
 
 EVAL_OPTIONS: dict[str, dict[str, Any]] = {
-    "--split": {"default": "val", "metavar": "NAME", "help": "which annotations of DATA: val, test, train (val)"},
+    **SPLIT_OPTION,
     "--results": {"type": Path, "metavar": "JSON", "help": "write what was found in COCO's format for results here"},
 }
 

@@ -103,7 +103,7 @@ def _one_line(error: Exception) -> str:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     text = str(error).strip() or type(error).__name__
     if isinstance(error, ModuleNotFoundError) and "pip install" not in text:
-        text += ': pip install "linvit[train,detect,deploy]"'
+        text += ': pip install "linvit[train,detect,segment,deploy]"'
     if found := re.search(r"DataLoader worker .*?(?:killed by (signal: [^.]*)|exited unexpectedly)", text):
         text = f"a process that loads images was killed ({found[1] or 'it is gone'}), often for lack of memory: "
         text += "load with fewer of them, or with none to see why (--data.workers 0 in training, else --workers 0)"

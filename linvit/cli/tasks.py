@@ -79,6 +79,12 @@ TASKS = {
             Link("model.name", "data.masks", _has_masks),
         ),
     ),
+    "segment": Task(
+        "linvit.tasks:SegmentationTask",
+        "linvit.data:SegmentationData",
+        "linvit.cli.segment",
+        named_by=("name", "backbone"),
+    ),
 }
 
 
@@ -89,19 +95,30 @@ def dispatch(parser: Parser, verb: Literal["eval", "predict"], argv: Sequence[st
         ValueError: The arguments are wrong, or belong to another task than the model's.
     """
     rooms = [importlib.import_module(name) for name in dict.fromkeys(task.commands for task in TASKS.values())]
-    options = {room.TITLE: _add(parser, room.TITLE, getattr(room, f"{verb.upper()}_OPTIONS")) for room in rooms}
+    actions, owners = _add(parser, {room.TITLE: getattr(room, f"{verb.upper()}_OPTIONS") for room in rooms})
     args = parser.parse_args(argv)
     task = task_of(args.model)
     if task not in TASKS:
         raise ValueError(f"{args.model} is a model for task {task!r}; there is {', '.join(TASKS)}")
     room = importlib.import_module(TASKS[task].commands)
-    for title, actions in options.items():
-        given = [action.option_strings[0] for action in actions if getattr(args, action.dest) != action.default]
-        if given and title != room.TITLE:
-            raise ValueError(f"{given[0]} is for {title}, and {args.model} is a model for {room.TITLE}")
+    for name, action in actions.items():
+        if getattr(args, action.dest) != action.default and room.TITLE not in owners[name]:
+            titles = " and ".join(owners[name])
+            raise ValueError(f"{name} is for {titles}, and {args.model} is a model for {room.TITLE}")
     return getattr(room, f"run_{verb}")(args)
 
 
-def _add(parser: Parser, title: str, options: dict[str, dict[str, Any]]) -> list[Action]:
-    group = parser.add_argument_group(title)
-    return [group.add_argument(name, **settings) for name, settings in options.items()]
+def _add(
+    parser: Parser, options: dict[str, dict[str, dict[str, Any]]]
+) -> tuple[dict[str, Action], dict[str, list[str]]]:
+    """Add the options of all titles, each once; return them, and the titles of each, by their names."""
+    owners: dict[str, list[str]] = {}
+    for title, own in options.items():
+        for name in own:
+            owners.setdefault(name, []).append(title)
+    groups = {title: parser.add_argument_group(title) for title in dict.fromkeys(map(" and ".join, owners.values()))}
+    actions = {
+        name: groups[" and ".join(titles)].add_argument(name, **options[titles[0]][name])
+        for name, titles in owners.items()
+    }
+    return actions, owners

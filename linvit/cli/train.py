@@ -42,7 +42,8 @@ examples:
   linvit train --resume runs/care_s0-20250101-120000            continue, with --trainer.max_epochs for longer
   linvit train --config recipe.yaml --print_config > mine.yaml  all settings, to edit
   linvit train --config recipes/linearize.yaml --model.name runs/vit  put linear attention into a trained model
-  linvit train --task detect --data.root coco --model.backbone care_s1  find objects; see --task detect --help"""
+  linvit train --task detect --data.root coco --model.backbone care_s1  find objects; see --task detect --help
+  linvit train --task segment --data.root streets               give each pixel a class; see --task segment --help"""
 
 _THIS_CALL_ONLY = ("out", "resume", "json")
 """Arguments that are no settings of the training, and so not in ``config.yaml``."""

@@ -9,6 +9,7 @@ from linvit.data.images import IMAGE_EXTENSIONS, UnreadableImage, find_images, l
 if TYPE_CHECKING:
     from linvit.data.classification import ClassificationData
     from linvit.data.detection import DetectionData
+    from linvit.data.segmentation import SegmentationData
 
 __all__ = [
     "IMAGE_EXTENSIONS",
@@ -16,6 +17,7 @@ __all__ = [
     "DetectionData",
     "ImageFolder",
     "Mnist5k",
+    "SegmentationData",
     "UnreadableImage",
     "collate",
     "eval_dataset",
@@ -24,7 +26,11 @@ __all__ = [
 ]
 
 
-_MODULES = {"ClassificationData": "classification", "DetectionData": "detection"}
+_MODULES = {
+    "ClassificationData": "classification",
+    "DetectionData": "detection",
+    "SegmentationData": "segmentation",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,10 +10,16 @@ if TYPE_CHECKING:
     from linvit.tasks.classification import ClassificationTask
     from linvit.tasks.detection import DetectionTask
     from linvit.tasks.linearize import LinearizeTask
+    from linvit.tasks.segmentation import SegmentationTask
 
-__all__ = ["ClassificationTask", "DetectionTask", "LinearizeTask"]
+__all__ = ["ClassificationTask", "DetectionTask", "LinearizeTask", "SegmentationTask"]
 
-_MODULES = {"ClassificationTask": "classification", "DetectionTask": "detection", "LinearizeTask": "linearize"}
+_MODULES = {
+    "ClassificationTask": "classification",
+    "DetectionTask": "detection",
+    "LinearizeTask": "linearize",
+    "SegmentationTask": "segmentation",
+}
 
 
 def __getattr__(name: str) -> Any:

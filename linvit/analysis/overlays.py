@@ -1,0 +1,82 @@
+"""Pictures of segmentation: classes as colours over the image, with a legend, and masks that show their classes."""
+
+import colorsys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from PIL import Image
+
+from linvit.files import atomic_write
+
+__all__ = ["class_colors", "draw_overlay", "save_mask"]
+
+OPACITY = 0.6
+MOST_IN_LEGEND = 20
+UNCOLORED = "background"
+
+
+def class_colors(count: int) -> np.ndarray:
+    """Return ``[count, 3]`` bytes, colours in which neighbouring numbers look different."""
+    golden = 0.618033988749895  # turning by this share of the circle never comes near an earlier hue
+    rings = [(0.75, 0.9), (0.5, 1.0), (0.9, 0.6)]
+    colors = [colorsys.hsv_to_rgb((i * golden) % 1, *rings[i % len(rings)]) for i in range(count)]
+    return (np.array(colors) * 255).round().astype(np.uint8)
+
+
+def draw_overlay(image: Image.Image, mask: np.ndarray, classes: Sequence[str], path: str | Path) -> None:
+    """Write a PNG of an image beside the same with its classes laid over it; a class named "background" stays clear.
+
+    Args:
+        image: The image.
+        mask: ``[H, W]`` class numbers.
+        classes: Names of the classes.
+        path: The picture to write.
+    """
+    colors = class_colors(len(classes))
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    opacity = np.array([0.0 if name == UNCOLORED else OPACITY for name in classes], dtype=np.float32)[mask][..., None]
+    tinted = (pixels * (1 - opacity) + colors[mask] * opacity).round().astype(np.uint8)
+
+    width = 5.0
+    height = float(np.clip(width * image.height / image.width, 2, 10))
+    figure = Figure(figsize=(2 * width + 2.2, height), layout="constrained")
+    for axes, shown in zip(figure.subplots(1, 2), (pixels.astype(np.uint8), tinted), strict=True):
+        axes.imshow(shown)
+        axes.axis("off")
+    counts = np.bincount(mask.ravel(), minlength=len(classes))
+    present = [index for index in np.argsort(-counts, kind="stable") if counts[index]][:MOST_IN_LEGEND]
+    patches = [
+        Patch(
+            facecolor="none" if classes[i] == UNCOLORED else tuple(colors[i] / 255),
+            edgecolor="#6b7280",
+            label=f"{classes[i]}  {counts[i] / mask.size:.1%}",
+        )
+        for i in present
+    ]
+    figure.legend(handles=patches, loc="outside right center", frameon=False, fontsize=9)
+    with atomic_write(path) as temporary:
+        FigureCanvasAgg(figure).print_png(str(temporary))
+
+
+def save_mask(mask: np.ndarray, values: Sequence[int], path: str | Path) -> None:
+    """Write a mask as a PNG that holds, per pixel, the mask value of its class, and shows the classes as colours.
+
+    Args:
+        mask: ``[H, W]`` class numbers.
+        values: Mask value of each class; beyond 255 the PNG has 16 bits and no colours.
+        path: The file to write.
+    """
+    stored = np.asarray(values)[mask]
+    if max(values) > 255:
+        picture = Image.fromarray(stored.astype(np.uint16))
+    else:
+        palette = np.zeros((256, 3), dtype=np.uint8)
+        palette[list(values)] = class_colors(len(values))
+        picture = Image.fromarray(stored.astype(np.uint8), mode="P")
+        picture.putpalette(palette.tobytes())
+    with atomic_write(path) as temporary:
+        picture.save(temporary, format="PNG")
