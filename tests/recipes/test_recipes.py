@@ -46,3 +46,11 @@ def test_demo_reaches_97_percent(linvit_command, tmp_path):
     assert said.code == 0, said.err
     assert said.json["top1"] >= 0.97
     assert said.json["seconds"] < 600  # two minutes on two quiet cores
+
+
+@pytest.mark.slow
+def test_digit_scenes_are_segmented(linvit_command, tmp_path):
+    recipe = ROOT / "recipes" / "small" / "segment_digits.yaml"
+    said = linvit_command("train", "--config", recipe, "--out", tmp_path / "run", "--json")
+    assert said.code == 0, said.err
+    assert said.json["miou"] >= 0.45  # background alone would be 0.09
