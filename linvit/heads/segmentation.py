@@ -109,6 +109,10 @@ class Segmenter(DenseModel):
             require(1 <= stride <= window, "stride", stride, f"from 1 to the window of {window}")
         self.window, self.stride = window, stride
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the backbone's activations in the backward pass instead of keeping them."""
+        self.backbone.body.model.set_grad_checkpointing(enable)
+
     def no_weight_decay(self) -> set[str]:
         """Name the parameters that the backbone exempts from weight decay."""
         return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}

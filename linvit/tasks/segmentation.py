@@ -12,7 +12,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from linvit.checks import require
 from linvit.data.masks import IGNORED
 from linvit.heads.segmentation import DecoderName, Segmenter
-from linvit.tasks.base import VisionTask, some
+from linvit.tasks.base import VisionTask, agreed, some
 from linvit.tasks.iou import figures_of
 
 __all__ = ["SegmentationTask"]
@@ -102,7 +102,7 @@ class SegmentationTask(VisionTask):
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures of the whole validation."""
-        if not self.val_confusion.update_called:
+        if not agreed(self.trainer, self.val_confusion.update_called):
             raise ValueError(f"none of the validation images can be read with its mask, {some(self.unreadable)}")
         self.confusion = self.val_confusion.compute()
         figures = figures_of(self.confusion)
