@@ -85,9 +85,8 @@ def same(ours: Any, theirs: Any) -> None:
             assert mine[name] == yours[name], name
     for name, value in theirs[1].items():
         mine, yours = ours[1][name], value
-        if name.endswith(
-            "qkv.bias"
-        ):  # a softmax does not feel the keys' bias: its gradient is rounding, blown up by Adam
+        # A softmax does not feel the keys' bias: its gradient is rounding, which Adam enlarges.
+        if name.endswith("qkv.bias"):
             mine, yours = (torch.cat([bias[:32], bias[64:]]) for bias in (mine, yours))
         torch.testing.assert_close(mine, yours, rtol=1e-3, atol=1e-5)
 
