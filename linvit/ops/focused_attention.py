@@ -177,9 +177,11 @@ class _Focus(torch.autograd.Function):
         u = _features(x, gain, ctx.eps)
         # y = u^p and factor = |u| / |y|, so
         # du = p u^(p-1) (dy - dfactor |u| / |y|^3 y) + dfactor / (|u| |y|) u
-        du = torch.addcmul(grad_y, y, grad_factor * norm / power_norm**3, value=-1)
+        # A row of epsilons has |y| = 1e-18, whose third power float32 does not hold: divide one after the other.
+        share = grad_factor / power_norm
+        du = torch.addcmul(grad_y, y / power_norm, share * norm / power_norm, value=-1)
         du.mul_(u ** (p - 1))
-        du.addcmul_(u, grad_factor / (p * norm * power_norm))
+        du.addcmul_(u, share / (p * norm))
         grad_gain = None
         if ctx.needs_input_grad[1]:
             grad_gain = u.mul_(du).sum(dim=tuple(range(u.ndim - 1)), keepdim=True).reshape(gain.shape) * (p / gain)

@@ -43,6 +43,20 @@ def test_gradients_equal_the_formula(power):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-11)
 
 
+@pytest.mark.parametrize("magnitude", [1e-4, 1.0, 1e2])
+def test_gradients_of_tokens_without_a_positive_feature(magnitude):
+    """Their features are epsilons, whose powers are at the edge of float32."""
+    tensors = [t * magnitude if i < 2 else t for i, t in enumerate(inputs())]
+    tensors[0][:, :4], tensors[1][:, :4] = -tensors[0][:, :4].abs(), -tensors[1][:, :4].abs()
+    target = torch.randn(2, 11, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    single = [t.float().requires_grad_() for t in tensors]
+    double = [t.detach().double().requires_grad_() for t in single]
+    actual = torch.autograd.grad((focused_linear_attention(*single, 3) * target.float()).sum(), single)
+    expected = torch.autograd.grad((focused_linear_attention_reference(*double, 3) * target).sum(), double)
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
+
+
 def test_both_epsilons_count():
     """A query and keys that are negative throughout leave the epsilons alone: the result is known by hand."""
     q, k, v, scale = inputs()
