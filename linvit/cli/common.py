@@ -76,7 +76,7 @@ def print_rows(rows: Iterable[Mapping[str, Any]], title: str = "") -> None:
         table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*map(str, row.values()))
-    Console().print(table)
+    _print(table)
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:
@@ -84,7 +84,15 @@ def print_facts(facts: Mapping[str, Any]) -> None:
     table = Table(show_header=False)
     for name, value in facts.items():
         table.add_row(name, str(value))
-    Console().print(table)
+    _print(table)
+
+
+def _print(table: Table) -> None:
+    """Print a table: folded into a terminal's width; into pipes and files, where programs look for words, unfolded."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = 10_000
+    console.print(table)
 
 
 def print_json(value: Any) -> None:

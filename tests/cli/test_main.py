@@ -85,7 +85,7 @@ WORKER = 'Caught ValueError in DataLoader worker process 0.\nOriginal Traceback 
         (OSError(28, "No space left on device"), "No space left on device"),
         (
             ModuleNotFoundError("No module named 'onnx'"),
-            "No module named 'onnx': pip install \"linvit[train,detect,deploy]\"",
+            "No module named 'onnx': pip install \"linvit[train,detect,segment,deploy]\"",
         ),
         (ImportError('X is missing: pip install "linvit[train]"'), 'X is missing: pip install "linvit[train]"'),
         (ValueError(f"{WORKER}ValueError: cannot read a.png: truncated"), "cannot read a.png: truncated"),
