@@ -43,6 +43,7 @@ _INTRO = """# Models
 Every model that `linvit` registers with timm, at its native image size. Parameters and multiply-accumulates are counted
 (`FlopCounterMode` divided by two); top-1 is ImageNet-1K's, **as published** by the cited paper, not measured here.
 Weights are the authors' (`pretrained=True` fetches them); models without any are for training.
+LinGlo's paper published no code: its models are [a reading of the abstract](linglo.md), and no accuracy is theirs yet.
 
 `linvit models [FILTER]` prints this table. Do not edit it: `python -m linvit.catalogue` writes it.
 
