@@ -111,7 +111,8 @@ class Segmenter(DenseModel):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the backbone's activations in the backward pass instead of keeping them."""
-        self.backbone.body.model.set_grad_checkpointing(enable)
+        body: Any = self.backbone.body
+        body.model.set_grad_checkpointing(enable)
 
     def no_weight_decay(self) -> set[str]:
         """Name the parameters that the backbone exempts from weight decay."""
