@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -84,7 +85,6 @@ def test_shards_hold_what_folders_hold(photos: Path, tmp_path: Path, labels: str
 
 
 def test_hugging_face_tables_hold_what_folders_hold(photos: Path, tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
     splits = {}
     for part in ("train", "val"):
         paths = sorted((photos / part).rglob("*.png"))
