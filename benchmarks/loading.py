@@ -26,7 +26,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 from linvit.data import ClassificationData, ImageFolder, load_image
-from linvit.data.sources import Shards
+from linvit.data.shards import Shards
 from linvit.files import atomic_write
 
 

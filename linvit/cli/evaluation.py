@@ -5,7 +5,7 @@ import io
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from PIL import Image
@@ -18,6 +18,7 @@ from linvit.cli.common import print_facts, print_json, print_rows, progress
 from linvit.data import collate, eval_dataset
 from linvit.data.corruptions import CORRUPTIONS, SEVERITIES, Corruption
 from linvit.data.datasets import ImageFolder
+from linvit.data.sources import Kind
 from linvit.files import atomic_write
 from linvit.tasks.inference import Classifier, Evaluation
 
@@ -27,6 +28,12 @@ CROP = {"--crop-pct": {"type": float, "metavar": "SHARE", "help": "share that th
 
 EVAL_OPTIONS: dict[str, dict[str, Any]] = {
     **CROP,
+    "--source": {
+        "choices": get_args(Kind),
+        "default": "auto",
+        "help": "what DATA names, as --data.source in training: class folders; shards, such as "
+        "https://HOST/val-{00..15}.tar; or a Hugging Face data set's folder or name (auto: all but that name)",
+    },
     "--crops": {"type": int, "default": 1, "metavar": "N", "help": "1, 5 or 10 crops of each image (1)"},
     "--real": {"action": "store_true", "default": False, "help": "also by the ReaL labels of ImageNet's validation"},
     "--corrupt": {
@@ -78,13 +85,13 @@ def _measure(args: Namespace, spec: str, kinds: list[str]) -> dict[str, Any]:
     model: Any = load_model(spec)
     names = class_names(model)
     if model.num_classes != 1000 and not model.pretrained_cfg.get("label_names"):  # a bare checkpoint has no names
-        names = _folders_as_names(args.data, len(names))
+        names = _own_names(args, len(names))
 
     def evaluate(what: str, corruption: Callable[[Image.Image], Image.Image] | None = None) -> Any:
         classifier = Classifier(
             model, args.device, args.precision, args.img_size, args.crop_pct, args.crops, corruption
         )
-        dataset = eval_dataset(args.data, names, classifier.transform, args.strict)
+        dataset = eval_dataset(args.data, names, classifier.transform, args.strict, args.source)
         loader = DataLoader(dataset, args.batch_size or 64, num_workers=args.workers, collate_fn=collate)
         return classifier, dataset, classifier.evaluate(progress(loader, len(loader), what))
 
@@ -104,11 +111,11 @@ def _measure(args: Namespace, spec: str, kinds: list[str]) -> dict[str, Any]:
     return record | {"unreadable": result.unreadable}
 
 
-def _folders_as_names(data: str, num_classes: int) -> list[str]:
-    names = eval_dataset(data).classes
+def _own_names(args: Namespace, num_classes: int) -> list[str]:
+    names = eval_dataset(args.data, source=args.source).classes
     if len(names) != num_classes:
         raise ValueError(
-            f"the checkpoint has {num_classes} classes without names, {data} has {len(names)}: give its run folder"
+            f"the checkpoint has {num_classes} classes without names, {args.data} has {len(names)}: give its run folder"
         )
     return names
 

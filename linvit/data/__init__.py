@@ -3,8 +3,9 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from linvit.data.datasets import ImageFolder, Mnist5k, collate, eval_dataset
+from linvit.data.datasets import ImageFolder, Mnist5k, collate
 from linvit.data.images import IMAGE_EXTENSIONS, UnreadableImage, find_images, load_image
+from linvit.data.sources import eval_dataset
 
 if TYPE_CHECKING:
     from linvit.data.classification import ClassificationData

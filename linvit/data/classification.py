@@ -12,10 +12,10 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms import Compose
 
 from linvit.checks import require
-from linvit.data.datasets import ImageFolder, ImageSet, Mnist5k, Transform, collate, eval_dataset
+from linvit.data.datasets import ImageFolder, ImageSet, Mnist5k, Transform, collate
 from linvit.data.loading import cores
 from linvit.data.module import VisionData, rank_zero_only
-from linvit.data.sources import Kind, Source, open_source, warn_about
+from linvit.data.sources import Kind, Source, eval_dataset, open_source, warn_about
 
 __all__ = ["ClassificationData", "ImageFolder", "Mnist5k", "collate", "eval_dataset"]
 
@@ -34,8 +34,10 @@ class ClassificationData(VisionData):
     Args:
         root: Folder with train/CLASS/IMAGE and val/CLASS/IMAGE (or validation, or test), or with CLASS/IMAGE alone,
             which is then split; or what source says; null: the embedded MNIST-5k.
-        source: What is at root: such folders; WebDataset's tar files (shards) train*.tar and val*.tar; or a data set of
-            Hugging Face, saved to a folder or by its name on the hub. auto finds out for what is in a folder.
+        source: What is at root: such folders; WebDataset's tar files (shards) train*.tar and val*.tar, or what names
+            them, https://HOST/train-{0000..0127}.tar; or a data set of Hugging Face, saved to a folder or by its name
+            on the hub. auto tells folders and shards apart.
+        val_root: The held-out shards where root names those to learn from, such as https://HOST/val-{00..15}.tar.
         val_share: Share of each class to hold out where a folder has no held-out part; copies stay together.
         cache: Decode all images once and keep them in memory: three bytes a pixel.
         img_size: Height and width in pixels that images are brought to, for training and evaluation.
@@ -66,6 +68,7 @@ class ClassificationData(VisionData):
         self,
         root: str | None = None,
         source: Kind = "auto",
+        val_root: str | None = None,
         val_share: float = 0.2,
         cache: bool = False,
         img_size: int = 224,
@@ -105,6 +108,7 @@ class ClassificationData(VisionData):
         require(seed >= 0, "seed", seed, "0 or more")
         self.root = root
         self.source = source
+        self.val_root = val_root
         self.val_share = val_share
         self.cache = cache
         self._batch_size = batch_size
@@ -185,7 +189,7 @@ class ClassificationData(VisionData):
 
     @cached_property
     def _source(self) -> Source:
-        return open_source(self.source, self.root, self.val_share)
+        return open_source(self.source, self.root, self.val_share, self.val_root)
 
 
 def _posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:

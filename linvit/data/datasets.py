@@ -156,14 +156,14 @@ class ImageFolder(ImageSet):
         unknown = [name for name in folders if name not in indices]
         if unknown:
             raise ValueError(
-                f"{self.root} has folders that are none of the {len(self.classes)} known classes: {_some(unknown)}"
+                f"{self.root} has folders that are none of the {len(self.classes)} known classes: {some(unknown)}"
             )
         images = {name: images_below(self.root / name) for name in folders}
         empty = [name for name, paths in images.items() if not paths]
         if len(empty) == len(folders):
-            raise ValueError(f"no image in any class folder of {self.root}: {_some(empty)}")
+            raise ValueError(f"no image in any class folder of {self.root}: {some(empty)}")
         if empty:
-            raise ValueError(f"{self.root} has class folders without images: {_some(empty)}")
+            raise ValueError(f"{self.root} has class folders without images: {some(empty)}")
         self.samples = [(path, indices[name]) for name, paths in images.items() for path in paths]
         self.transform = transform
         self.strict = strict
@@ -223,29 +223,6 @@ def collate(samples: list[Sample]) -> Batch:
     )
 
 
-def eval_dataset(
-    data: str, classes: list[str] | None = None, transform: Transform | None = None, strict: bool = False
-) -> ImageFolder | Mnist5k:
-    """Open the data set that an evaluation names.
-
-    Args:
-        data: ``mnist5k`` for the 1,000 embedded test digits, or a folder: its ``val``, ``validation`` or ``test`` if it
-            has one, else the folder itself, holds the class folders.
-        classes: The model's class names in the order of its outputs; by default the data's own.
-        transform: Turns the image, in mode RGB, into what a sample holds.
-        strict: Raise on an unreadable image instead of leaving it out.
-
-    Raises:
-        OSError: The folder is missing or a file.
-        ValueError: The data does not have the layout, or has classes that the model does not know.
-    """
-    if data != "mnist5k":
-        return ImageFolder(_split(data, EVAL_FOLDERS) or data, classes, transform, strict)
-    if classes is not None and classes != DIGITS:
-        raise ValueError(f"mnist5k has the classes {_some(DIGITS)}, but the model's are {_some(classes)}")
-    return Mnist5k(train=False, transform=transform)
-
-
 def class_folders(root: Path) -> list[str]:
     """List the names of the class folders in ``root``, sorted.
 
@@ -270,8 +247,13 @@ def split_folders(root: Path) -> tuple[Path, Path | None]:
     has = _subfolders(root)
     train, held_out = _split(root, ("train",)), _split(root, EVAL_FOLDERS)
     if train is None and held_out is not None:
-        raise FileNotFoundError(f"{root} lacks train/CLASS/IMAGE; its folders: {_some(has)}")
+        raise FileNotFoundError(f"{root} lacks train/CLASS/IMAGE; its folders: {some(has)}")
     return train or root, held_out
+
+
+def held_out_folder(root: str) -> str | Path:
+    """Return the part of a folder that is held out: the folder itself where it has none."""
+    return _split(root, EVAL_FOLDERS) or root
 
 
 def _split(root: str | os.PathLike[str], names: tuple[str, ...]) -> Path | None:
@@ -286,7 +268,8 @@ def _subfolders(root: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """Name the first few of a list."""
     shown = ", ".join(names[:5]) or "none"
     return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
 

@@ -5,11 +5,9 @@ Every source is opened by index, so that order, augmentation and resuming are th
 
 import hashlib
 import os
-import tarfile
 import warnings
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -24,12 +22,15 @@ from linvit.data.datasets import (
     Mnist5k,
     Transform,
     class_folders,
+    held_out_folder,
+    some,
     split_folders,
 )
-from linvit.data.images import IMAGE_EXTENSIONS, load_image
+from linvit.data.images import load_image
 from linvit.data.loading import progress
+from linvit.data.shards import Shards, are_shards, find_shards, listed_classes
 
-__all__ = ["Kind", "Shards", "Source", "open_source", "warn_about"]
+__all__ = ["Kind", "Source", "eval_dataset", "open_source", "warn_about"]
 
 Kind = Literal["auto", "folder", "shards", "huggingface"]
 
@@ -47,46 +48,55 @@ class Source(ABC):
     classes: list[str]
 
     @abstractmethod
-    def train(self, transform: Transform, strict: bool) -> Any:
+    def train(self, transform: Transform | None, strict: bool) -> Any:
         """Return the training images."""
 
     @abstractmethod
-    def held_out(self, transform: Transform, strict: bool) -> Any:
+    def held_out(self, transform: Transform | None, strict: bool) -> Any:
         """Return the held-out images."""
 
 
-def open_source(kind: Kind, root: str | None, val_share: float) -> Source:
+def open_source(kind: Kind, root: str | None, val_share: float, val_root: str | None = None) -> Source:
     """Open data.
 
     Args:
         kind: What is at ``root``; "auto" finds out.
-        root: A folder, or the name of a data set on the Hugging Face hub; None for the embedded digits.
+        root: A folder, a pattern that names shards, or the name of a data set on the Hugging Face hub; None for the
+            embedded digits.
         val_share: Share of each class to hold out of folders that have no held-out part.
+        val_root: The held-out shards, where ``root`` does not hold them.
 
     Raises:
         OSError: There is nothing there.
         ValueError: It does not have the layout.
     """
+    kind = "folder" if root is None else _kind(kind, root, ("train",))
+    if val_root is not None and kind != "shards":
+        raise ValueError(f"val_root {val_root!r} is for shards, not for {root or 'the embedded digits'}")
     if root is None:
         return _Embedded()
-    if kind == "auto":
-        kind = "shards" if Shards.below(Path(root), ("train",)) else "folder"
-        if (Path(root) / "dataset_dict.json").is_file():
-            kind = "huggingface"
     if kind == "shards":
-        return _ShardSource(Path(root))
+        return _ShardSource(root, val_root)
     if kind == "huggingface":
         return _HuggingFace(root)
     return _Folders(Path(root), val_share)
 
 
+def _kind(given: Kind, root: str, parts: tuple[str, ...]) -> Kind:
+    if given != "auto":
+        return given
+    if (Path(root) / "dataset_dict.json").is_file():
+        return "huggingface"
+    return "shards" if are_shards(root, parts) else "folder"
+
+
 class _Embedded(Source):
     classes = DIGITS
 
-    def train(self, transform: Transform, strict: bool) -> Mnist5k:
+    def train(self, transform: Transform | None, strict: bool) -> Mnist5k:
         return Mnist5k(train=True, transform=transform)
 
-    def held_out(self, transform: Transform, strict: bool) -> Mnist5k:
+    def held_out(self, transform: Transform | None, strict: bool) -> Mnist5k:
         return Mnist5k(train=False, transform=transform)
 
 
@@ -98,13 +108,13 @@ class _Folders(Source):
         self._share = val_share
         self.classes = class_folders(self._train)
 
-    def train(self, transform: Transform, strict: bool) -> ImageFolder:
+    def train(self, transform: Transform | None, strict: bool) -> ImageFolder:
         found = ImageFolder(self._train, self.classes, transform, strict, replace_unreadable=True)
         if self._held_out is None:
             found.samples = self._split[0]
         return found
 
-    def held_out(self, transform: Transform, strict: bool) -> ImageFolder:
+    def held_out(self, transform: Transform | None, strict: bool) -> ImageFolder:
         found = ImageFolder(self._held_out or self._train, self.classes, transform, strict)
         if self._held_out is None:
             found.samples = self._split[1]
@@ -132,104 +142,23 @@ class _Folders(Source):
         return train, held_out
 
 
-class Shards(ImageSet):
-    """Images in tar files as WebDataset writes them: ``KEY.jpg`` (or another image) beside ``KEY.cls``.
-
-    The files are indexed once by reading their headers; then any image is read where it lies.
-
-    Args:
-        paths: The tar files.
-        classes: Class names; ``.cls`` holds one of them, or an index. By default the sorted names or numbers found.
-        transform: Turns the image, in mode RGB, into what a sample holds.
-        strict: Raise on an unreadable image.
-        replace_unreadable: Put the next readable sample in the place of an unreadable one.
-
-    Raises:
-        ValueError: A tar file is damaged, or an image has no class or an unknown one.
-    """
-
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        classes: list[str] | None = None,
-        transform: Transform | None = None,
-        strict: bool = False,
-        replace_unreadable: bool = False,
-    ) -> None:
-        self._places: list[tuple[Path, int, int]] = []
-        labels: list[str] = []
-        names: list[str] = []
-        for path in progress(paths, len(paths), "indexing"):
-            for key, label, start, size in _members(path):
-                self._places.append((path, start, size))
-                labels.append(label)
-                names.append(f"{path}/{key}")
-        if not names:
-            raise ValueError(f"no image in {paths[0].parent}: expected KEY.jpg and KEY.cls in tar files")
-        if classes is None:
-            numbers = all(label.isdigit() for label in labels)
-            classes = [str(n) for n in range(max(map(int, labels)) + 1)] if numbers else sorted(set(labels))
-        index = {str(number): number for number in range(len(classes))} | {name: n for n, name in enumerate(classes)}
-        unknown = next((label for label in labels if label not in index), None)
-        if unknown is not None:
-            raise ValueError(f"{paths[0].parent} has the class {unknown!r}, which is none of the {len(classes)} known")
-        self.classes = classes
-        self.samples = [(name, index[label]) for name, label in zip(names, labels, strict=True)]
-        self.transform = transform
-        self.strict = strict
-        self.replace_unreadable = replace_unreadable
-
-    @staticmethod
-    def below(root: Path, names: Iterable[str]) -> list[Path]:
-        """Find the tar files of a part: ``root/NAME/*.tar`` or ``root/NAME*.tar``."""
-        for name in names:
-            if found := sorted([*(root / name).glob("*.tar"), *root.glob(f"{name}*.tar")]):
-                return found
-        return []
-
-    def load(self, index: int) -> Image.Image:
-        """Return an image in mode RGB; raises UnreadableImage."""
-        path, start, size = self._places[index]
-        with path.open("rb") as file:
-            file.seek(start)
-            return load_image(self.samples[index][0], file.read(size), self.least_side)
-
-
-def _members(path: Path) -> Iterable[tuple[str, str, int, int]]:
-    """Return key, class, and where the image lies, in bytes, for each image of a tar file."""
-    images: dict[str, tuple[int, int]] = {}
-    labels: dict[str, str] = {}
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                stem, ending = os.path.splitext(member.name)
-                if ending.lower() in IMAGE_EXTENSIONS:
-                    images[stem] = member.offset_data, member.size
-                elif ending == ".cls":
-                    labels[stem] = archive.extractfile(member).read().decode().strip()  # type: ignore[union-attr]
-    except tarfile.TarError as error:
-        raise ValueError(f"{path} cannot be read as a tar file: {error}") from error
-    if missing := next((stem for stem in images if stem not in labels), None):
-        raise ValueError(f"{path} has no {missing}.cls beside its image")
-    return [(stem, labels[stem], *place) for stem, place in images.items()]
-
-
 class _ShardSource(Source):
-    """``train*.tar`` and ``val*.tar``, or folders of these names; class names in ``classes.txt``, one a line."""
+    """Shards of both parts below a folder, or named by patterns; class names in ``classes.txt``, one a line."""
 
-    def __init__(self, root: Path) -> None:
-        self._parts = Shards.below(root, ("train",)), Shards.below(root, EVAL_FOLDERS)
-        for part, name in zip(self._parts, ("train", "val"), strict=True):
-            if not part:
-                raise FileNotFoundError(f"{root} has no {name}/*.tar or {name}*.tar")
-        names = root / "classes.txt"
-        self.classes = names.read_text().split() if names.is_file() else Shards(self._parts[0]).classes
+    def __init__(self, root: str, val_root: str | None) -> None:
+        if val_root is None and not Path(root).is_dir():
+            raise ValueError(f"root {root!r} names tar files to learn from: name the held-out ones by val_root")
+        self._held_out = find_shards(val_root or root, EVAL_FOLDERS)
+        paths = find_shards(root, ("train",))
+        self._train = Shards(paths, listed_classes(paths[0]), replace_unreadable=True)
+        self.classes = self._train.classes
 
-    def train(self, transform: Transform, strict: bool) -> Shards:
-        return Shards(self._parts[0], self.classes, transform, strict, replace_unreadable=True)
+    def train(self, transform: Transform | None, strict: bool) -> Shards:
+        self._train.transform, self._train.strict = transform, strict
+        return self._train
 
-    def held_out(self, transform: Transform, strict: bool) -> Shards:
-        return Shards(self._parts[1], self.classes, transform, strict)
+    def held_out(self, transform: Transform | None, strict: bool) -> Shards:
+        return Shards(self._held_out, self.classes, transform, strict)
 
 
 class _Table(ImageSet):
@@ -243,6 +172,8 @@ class _Table(ImageSet):
         self._image = image
         self.classes = classes
         self.samples = [(f"{name}[{index}]", int(target)) for index, target in enumerate(table[label])]
+        if any(target < 0 for _, target in self.samples):
+            raise ValueError(f"{name} has images without a class")
 
     def load(self, index: int) -> Image.Image:
         """Return an image in mode RGB; raises UnreadableImage."""
@@ -263,28 +194,84 @@ class _HuggingFace(Source):
             splits: Any = datasets.load_from_disk(root) if local else datasets.load_dataset(root)
         except (OSError, datasets.exceptions.DatasetsError) as error:
             raise FileNotFoundError(f"no Hugging Face data set at {root!r}: {error}") from error
-        held_out = next((name for name in ("validation", "val", "test") if name in splits), None)
-        if "train" not in splits or held_out is None:
+        held_out = next((name for name in EVAL_FOLDERS if name in splits), None)
+        if held_out is None:
             raise ValueError(f"{root} has the splits {', '.join(splits)}; expected train, and validation or test")
-        features = splits["train"].features
+        features = splits[held_out].features
         image = next((name for name, kind in features.items() if isinstance(kind, datasets.Image)), None)
         label = next((name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)), None)
         if image is None or label is None:
             raise ValueError(f"{root} has the columns {', '.join(features)}; expected an image and a class label")
         self.classes = list(features[label].names)
         self._root, self._columns = root, (image, label)
-        self._splits = splits["train"], splits[held_out]
+        self._splits, self._name = splits, held_out
 
-    def _open(self, part: int, transform: Transform, strict: bool) -> _Table:
-        table = _Table(self._splits[part], self.classes, self._columns, f"{self._root}/{('train', 'held-out')[part]}")
-        table.transform, table.strict, table.replace_unreadable = transform, strict, part == 0
+    def _open(self, name: str, transform: Transform | None, strict: bool) -> _Table:
+        if name not in self._splits:
+            raise ValueError(f"{self._root} has the splits {', '.join(self._splits)}; expected {name}, too")
+        table = _Table(self._splits[name], self.classes, self._columns, f"{self._root}/{name}")
+        table.transform, table.strict, table.replace_unreadable = transform, strict, name == "train"
         return table
 
-    def train(self, transform: Transform, strict: bool) -> _Table:
-        return self._open(0, transform, strict)
+    def train(self, transform: Transform | None, strict: bool) -> _Table:
+        return self._open("train", transform, strict)
 
-    def held_out(self, transform: Transform, strict: bool) -> _Table:
-        return self._open(1, transform, strict)
+    def held_out(self, transform: Transform | None, strict: bool) -> _Table:
+        return self._open(self._name, transform, strict)
+
+
+def eval_dataset(
+    data: str,
+    classes: list[str] | None = None,
+    transform: Transform | None = None,
+    strict: bool = False,
+    source: Kind = "auto",
+) -> ImageSet | Mnist5k:
+    """Open the data set that an evaluation names.
+
+    Args:
+        data: ``mnist5k`` for the 1,000 embedded test digits; a folder: its ``val``, ``validation`` or ``test`` if it
+            has one, else the folder itself, holds the class folders; or what ``source`` says.
+        classes: The model's class names in the order of its outputs; by default the data's own.
+        transform: Turns the image, in mode RGB, into what a sample holds.
+        strict: Raise on an unreadable image instead of leaving it out.
+        source: What ``data`` names, as for :func:`open_source`; of shards and tables, the held-out part.
+
+    Raises:
+        OSError: The folder is missing or a file, or a server does not answer.
+        ValueError: The data does not have the layout, or has classes that the model does not know.
+    """
+    if data == "mnist5k":
+        if classes is not None and classes != DIGITS:
+            raise ValueError(f"mnist5k has the classes {some(DIGITS)}, but the model's are {some(classes)}")
+        return Mnist5k(train=False, transform=transform)
+    kind = _kind(source, data, EVAL_FOLDERS)
+    if kind == "folder":
+        return ImageFolder(held_out_folder(data), classes, transform, strict)
+    found: ImageSet
+    if kind == "shards":
+        paths = find_shards(data, EVAL_FOLDERS)
+        found = Shards(paths, listed_classes(paths[0]) or classes, transform, strict)
+    else:
+        found = _HuggingFace(data).held_out(transform, strict)
+    if classes is not None and classes != found.classes:
+        _renumber(found, classes, data)
+    return found
+
+
+def _renumber(found: ImageSet, classes: list[str], data: str) -> None:
+    """Let targets be places in the model's classes: by name, or by number where no name fits but their count does."""
+    places = {name: place for place, name in enumerate(classes)}
+    unknown = [name for name in found.classes if name not in places]
+    if len(unknown) == len(found.classes) == len(classes):
+        warnings.warn(
+            f"{data} and the model call their {len(classes):,} classes differently: taken by number", stacklevel=3
+        )
+        places = {name: place for place, name in enumerate(found.classes)}
+    elif unknown:
+        raise ValueError(f"{data} has classes that are none of the {len(classes)} known classes: {some(unknown)}")
+    found.samples = [(name, places[found.classes[target]]) for name, target in found.samples]
+    found.classes = classes
 
 
 def fingerprint(path: str) -> str:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import timm
@@ -20,6 +21,8 @@ import linvit
 from linvit.data.corruptions import CORRUPTIONS, SEVERITIES, Corruption
 from linvit.tasks.distillation import load_teacher
 from linvit.tasks.inference import Classifier
+from tests.conftest import CLASSES
+from tests.shards import pack, serve
 
 IMAGENETTE = Path(os.environ.get("LINVIT_IMAGENETTE", "imagenette128")) / "val"
 EACH = 6
@@ -57,6 +60,51 @@ def test_top1_is_what_torchvision_measures_image_for_image(linvit_command: Any, 
     with classes.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [round(float(row["accuracy"]) * EACH) for row in rows] == hits.view(10, EACH).sum(1).tolist()
+
+
+def saved_table(photos: Path, out: Path, names: list[str]) -> Path:
+    """Save the held-out images as a Hugging Face data set of that split alone."""
+    paths = sorted(path for path in photos.rglob("*.*") if path.is_file())
+    columns = {"image": [str(path) for path in paths], "label": [CLASSES.index(path.parent.name) for path in paths]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    datasets.DatasetDict(test=datasets.Dataset.from_dict(columns, features=features)).save_to_disk(out)
+    return out
+
+
+def test_shards_and_tables_are_evaluated_as_the_same_images_in_folders(
+    linvit_command: Any, run_folder: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "torch"))
+    shards = pack(photos, tmp_path / "shards")
+    numbered = pack(photos, tmp_path / "numbered", numbers=True)
+    table = saved_table(photos, tmp_path / "table", CLASSES)
+
+    def figures(data: Any, *more: str) -> Any:
+        classes = tmp_path / "classes.csv"
+        said = linvit_command("eval", run_folder, data, "--per-class", classes, "--json", *more)
+        assert said.code == 0, said.err
+        kept = ("images", "top1", "top5", "loss", "calibration_error")
+        return [said.json[key] for key in kept], len(said.json["unreadable"]), classes.read_text()
+
+    expected = figures(photos)
+    assert expected[0][0] == 9
+    assert expected[1] == 1
+    with serve(numbered) as served:
+        for data in (shards, f"{numbered}/val-{{0..1}}.tar", f"{served.address}/val-{{0..1}}.tar", table):
+            assert figures(data) == expected, data
+    assert figures(table, "--source", "huggingface") == expected
+    (numbered / "classes.txt").unlink()
+    assert figures(numbered) == expected, "numbers are places in the model's classes"
+
+    others = saved_table(photos, tmp_path / "others", ["x", "y", "z"])
+    assert figures(others) == expected, "as many classes under other names: by number"
+    said = linvit_command("eval", run_folder, others)
+    assert "call their 3 classes differently: taken by number" in said.err
+    foreign = saved_table(photos, tmp_path / "foreign", ["ant", "bee", "dragon"])
+    said = linvit_command("eval", run_folder, foreign)
+    assert (said.code, "none of the 3 known classes: dragon" in said.err) == (2, True), said.err
+    said = linvit_command("eval", run_folder, photos, "--source", "shards")
+    assert (said.code, "has no val/*.tar or val*.tar" in said.err) == (2, True), said.err
 
 
 def test_crops_are_averaged_as_probabilities(run_folder: Path) -> None:

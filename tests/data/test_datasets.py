@@ -12,8 +12,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms.functional import to_tensor
 
-from linvit.data import datasets
-from linvit.data.datasets import Batch, ImageFolder, Mnist5k, Sample, collate, eval_dataset
+from linvit.data import datasets, eval_dataset
+from linvit.data.datasets import Batch, ImageFolder, Mnist5k, Sample, collate
 from linvit.data.images import UnreadableImage
 from tests.data.conftest import MakeFolder
 

@@ -1,20 +1,21 @@
 """Folders, tar shards and Hugging Face data sets give the same samples; folders are split and looked over."""
 
-import io
 import shutil
-import tarfile
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from linvit.data import ClassificationData
+from linvit.data import ClassificationData, remote
 from linvit.data.images import UnreadableImage
-from linvit.data.sources import Shards
+from linvit.data.shards import Shards, find_shards
+from tests.shards import pack, serve
 
 CLASSES = ["ant", "bee", "cow"]
 
@@ -44,28 +45,7 @@ def unsplit(photos: Path) -> Path:
 
 
 def module(root: Path | str, **settings: Any) -> ClassificationData:
-    return ClassificationData(str(root), img_size=16, workers=0, **({"batch_size": 4} | settings))
-
-
-def pack(photos: Path, out: Path, labels: str = "name") -> Path:
-    """Write the folders as two shards a part."""
-    out.mkdir()
-    for part in ("train", "val"):
-        paths = sorted((photos / part).rglob("*.png"))
-        for shard in range(2):
-            with tarfile.open(out / f"{part}-{shard}.tar", "w") as archive:
-                for number, path in list(enumerate(paths))[shard * len(paths) // 2 : (shard + 1) * len(paths) // 2]:
-                    label = path.parent.name if labels == "name" else str(CLASSES.index(path.parent.name))
-                    for name, content in (
-                        (f"{number:05d}.png", path.read_bytes()),
-                        (f"{number:05d}.cls", label.encode()),
-                    ):
-                        info = tarfile.TarInfo(name)
-                        info.size = len(content)
-                        archive.addfile(info, io.BytesIO(content))
-    if labels == "number":
-        (out / "classes.txt").write_text("\n".join(CLASSES))
-    return out
+    return ClassificationData(str(root), img_size=16, **({"batch_size": 4, "workers": 0} | settings))
 
 
 def same(ours: ClassificationData, theirs: ClassificationData) -> None:
@@ -79,9 +59,95 @@ def same(ours: ClassificationData, theirs: ClassificationData) -> None:
             assert mine["image"].equal(yours["image"])
 
 
-@pytest.mark.parametrize("labels", ["name", "number"])
-def test_shards_hold_what_folders_hold(photos: Path, tmp_path: Path, labels: str) -> None:
-    same(module(pack(photos, tmp_path / "shards", labels)), module(photos))
+@pytest.mark.parametrize("numbers", [False, True])
+def test_shards_hold_what_folders_hold(photos: Path, tmp_path: Path, numbers: bool) -> None:
+    same(module(pack(photos, tmp_path / "shards", numbers)), module(photos))
+
+
+@pytest.fixture
+def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty cache, and no waiting for servers."""
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "torch"))
+    monkeypatch.setattr(remote, "WAITS", (0.0,) * len(remote.WAITS))
+
+
+def over_http(address: str, **settings: Any) -> ClassificationData:
+    """Open both parts by patterns; the query stands for a key that an object store wants."""
+    return module(f"{address}/train-{{0..1}}.tar?key=1", val_root=f"{address}/val-{{0,1}}.tar?key=1", **settings)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("numbers", "workers"), [(False, 2), (True, 0)])
+def test_shards_behind_http_hold_what_folders_hold(photos: Path, tmp_path: Path, numbers: bool, workers: int) -> None:
+    (photos / "train" / "ant" / "0.png").write_bytes(b"broken")
+    (photos / "val" / "ant" / "0.png").write_bytes(b"")
+    with serve(pack(photos, tmp_path / "shards", numbers)) as served:
+        first = over_http(served.address, workers=workers)
+        same(first, module(photos))
+        unreadable = [path for batch in first.val_dataloader() for path in batch["unreadable"]]
+        assert unreadable == [f"{served.address}/val-0.tar/00000"], "counted, and its key not shown"
+        served.asked.clear()
+        assert over_http(served.address).val_set.samples == first.val_set.samples
+        shards = [request for request in served.asked if ".tar" in request[0]]
+        assert len(shards) == 4, "the index is kept: each shard is only asked whether it is still the same"
+
+
+@pytest.mark.usefixtures("quick")
+def test_devices_and_loading_processes_share_remote_shards_without_loss(photos: Path, tmp_path: Path) -> None:
+    with serve(pack(photos, tmp_path / "shards")) as served:
+        one = over_http(served.address, batch_size=6)
+        train, held_out = [], []
+        for rank in range(2):
+            each = over_http(served.address, batch_size=3, workers=2)
+            each.trainer = SimpleNamespace(global_rank=rank, world_size=2)
+            train.append([batch["image"] for batch in each.train_dataloader()])
+            held_out += [image for batch in each.val_dataloader() for image in batch["image"]]
+        assert torch.stack(held_out).equal(torch.cat([batch["image"] for batch in one.val_dataloader()]))
+        for mine, first, second in zip(one.train_dataloader(), *train, strict=True):
+            assert mine["image"].equal(torch.cat([first, second]))
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_broken_connection_is_tried_again_and_then_ends_in_one_line(photos: Path, tmp_path: Path) -> None:
+    with serve(pack(photos, tmp_path / "shards")) as served:
+        data = over_http(served.address)
+        served.broken = len(remote.WAITS)
+        same(data, module(photos))
+        assert served.broken == 0
+        served.broken = 1000
+        with pytest.raises(OSError, match=r"127\.0\.0\.1:\d+/val-0\.tar cannot be read, tried 6 times: IncompleteRead"):
+            data.val_set[0]
+    with pytest.raises(OSError, match=r"val-0\.tar cannot be read, tried 6 times: Connection refused"):
+        data.val_set[0]
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_is_wrong_with_remote_shards_is_named(photos: Path, tmp_path: Path) -> None:
+    with serve(pack(photos, tmp_path / "shards")) as served:
+        train, val = f"{served.address}/train-0.tar", f"{served.address}/val-0.tar"
+        for root, settings, message in (
+            (train, {}, "names tar files to learn from: name the held-out ones by val_root"),
+            (
+                f"{served.address}/train-{{0..2}}.tar",
+                {"val_root": val},
+                r"nothing at .*/train-2\.tar \(404 Not Found\)",
+            ),
+            (train[:-5] + "{0..}.tar", {"val_root": val}, r"expected \{0000\.\.0127\} or \{a,b\} in braces, not"),
+            (train[:-5] + "{2..0}.tar", {"val_root": val}, "counts down"),
+            ("pipe:cat train-0.tar", {"val_root": val}, "'pipe:' would run a command in a shell"),
+            (str(photos), {"val_root": val}, "is for shards, not for "),
+        ):
+            with pytest.raises((ValueError, OSError), match=message):
+                module(root, **settings).setup("fit")
+        served.ranges = False
+        with pytest.raises(ValueError, match="gives out whole files only"):
+            module(train, val_root=val).setup("fit")
+
+
+def test_patterns_count_with_zeros_and_multiply() -> None:
+    assert find_shards("{a,b}-{008..010}.tar", ("train",)) == [
+        f"{x}-0{n}.tar" for x in "ab" for n in ("08", "09", "10")
+    ]
 
 
 def test_hugging_face_tables_hold_what_folders_hold(photos: Path, tmp_path: Path) -> None:
@@ -107,8 +173,8 @@ def test_kept_in_memory_images_are_the_same(photos: Path) -> None:
 
 
 def test_what_is_wrong_with_shards_is_named(photos: Path, tmp_path: Path) -> None:
-    root = pack(photos, tmp_path / "shards", "number")
-    (root / "classes.txt").write_text("ant bee")
+    root = pack(photos, tmp_path / "shards", numbers=True)
+    (root / "classes.txt").write_text("ant\nbee\n")
     with pytest.raises(ValueError, match=r"has the class '2', which is none of the 2 known"):
         module(root).setup("fit")
     shard = Shards([root / "train-0.tar"])

@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 
 from linvit.cli.main import main
+from linvit.data import remote
 from linvit.data.datasets import ImageFolder
 from linvit.tasks import ClassificationTask
+from tests.shards import pack, serve
 
 BATCH, UPDATES = 8, 6
 
@@ -106,6 +108,26 @@ def test_killed_within_an_epoch_and_resumed_it_repeats_the_undisturbed_run_bit_b
         for name, value in theirs[part].items():
             assert torch.equal(ours[part][name], value), name
     assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_a_run_from_shards_behind_http_is_resumed_to_the_same_end_as_one_from_folders(
+    whole: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "torch"))
+    monkeypatch.setattr(remote, "WAITS", (0.0,) * len(remote.WAITS))
+    out = tmp_path / "run"
+    with serve(pack(photos, tmp_path / "shards")) as served:
+        given = arguments(photos, out, "--checkpoint.steps=2", "--data.workers=2", "--data.hflip=0.5")
+        given += [
+            f"--data.root={served.address}/train-{{0..1}}.tar",
+            f"--data.val_root={served.address}/val-{{0..1}}.tar",
+        ]
+        killed_at(UPDATES + 4, given)
+        assert main(["train", "--resume", str(out)]) == 0
+        assert metrics(out) == metrics(whole)
+        served.ranges = False
+        assert main(["train", "--resume", str(out), "--trainer.max_epochs=3"]) == 2
+    assert "gives out whole files only" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_accumulated_gradients_are_never_cut_in_two(photos: Path, tmp_path: Path) -> None:
