@@ -74,8 +74,11 @@ class VisionData(LightningDataModule):
         return {"epoch": epoch.processed, "batches": batches, "total": total}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Have the next training loader go on from there."""
+        """Have the training loader go on from there: the next one, or that of a strategy that restores after it."""
         self._resumed = state_dict
+        loader: Any = self.trainer.train_dataloader if self.trainer else None
+        if loader is not None:
+            self._resume(loader.sampler, **state_dict)
 
     def _resume(self, batches_of_epoch: TrainBatches, epoch: int, batches: int, total: int) -> None:
         if batches and total != batches_of_epoch.total:

@@ -1,6 +1,10 @@
 """Several processes compute what one computes with the same total batch, and count every held-out image once."""
 
 import csv
+import os
+import socket
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from lightning import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from PIL import Image
 from torch.multiprocessing.spawn import ProcessException
 
@@ -35,7 +40,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def trained(photos: Path, out: Path, devices: int, total: int = 8, accumulate: int = 1, **settings: Any) -> Any:
+def trained(
+    photos: Path, out: Path, devices: int, total: int = 8, accumulate: int = 1, strategy: Any = None, **settings: Any
+) -> Any:
     """Train two epochs, or go on with them; return the figures of the run and its weights."""
     torch.manual_seed(0)
     out.mkdir(exist_ok=True)
@@ -48,7 +55,7 @@ def trained(photos: Path, out: Path, devices: int, total: int = 8, accumulate: i
     trainer = Trainer(
         accelerator="cpu",
         devices=devices,
-        strategy="ddp_fork" if devices > 1 else "auto",
+        strategy=strategy or ("ddp_fork" if devices > 1 else "auto"),
         max_epochs=2,
         accumulate_grad_batches=accumulate,
         num_sanity_val_steps=0,
@@ -65,6 +72,11 @@ def trained(photos: Path, out: Path, devices: int, total: int = 8, accumulate: i
         ],
     )
     trainer.fit(task, data, ckpt_path=last)
+    return figures(out)
+
+
+def figures(out: Path) -> Any:
+    """Return the figures of a run by epoch, and its weights."""
     with (out / "metrics.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["train/loss"]]
     return rows, torch.load(out / "last.ckpt", weights_only=True)["state_dict"]
@@ -118,10 +130,34 @@ def test_compiling_changes_nothing(photos: Path, tmp_path: Path, alone: Any) -> 
     same(trained(photos, tmp_path / "run", 1, compile=True), alone)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_one_process_that_is_told_to_stop_stops_all_and_the_run_goes_on(
-    photos: Path, tmp_path: Path, alone: Any, monkeypatch: pytest.MonkeyPatch, rank: int
-) -> None:
+def torchrun(work: Callable[[], Any]) -> list[int]:
+    """Do something in two processes as torchrun would start them; return their exit codes, 130 for Ctrl-C."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(2):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                place = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+                meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "none"}
+                os.environ.update({name: str(value) for name, value in (place | meeting).items()})
+                work()
+                code = 0
+            except SystemExit:  # which Lightning makes of Ctrl-C
+                code = 130
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def interrupting(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    """Press Ctrl-C on one of the devices in the eighth update."""
     step = ClassificationTask.training_step
 
     def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
@@ -130,6 +166,28 @@ def test_one_process_that_is_told_to_stop_stops_all_and_the_run_goes_on(
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(ClassificationTask, "training_step", training_step)
+
+
+def test_a_sharded_run_that_is_stopped_and_resumed_is_that_of_one_process(
+    photos: Path, tmp_path: Path, alone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work() -> None:
+        strategy = ModelParallelStrategy(2, 1, save_distributed_checkpoint=False)
+        trained(photos, tmp_path / "run", 2, strategy=strategy)
+
+    interrupting(monkeypatch, rank=1)
+    assert torchrun(work) == [130, 130]
+    assert steps_done(tmp_path / "run" / "last.ckpt") == 8
+    monkeypatch.undo()
+    assert torchrun(work) == [0, 0]
+    same(figures(tmp_path / "run"), alone)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_process_that_is_told_to_stop_stops_all_and_the_run_goes_on(
+    photos: Path, tmp_path: Path, alone: Any, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    interrupting(monkeypatch, rank)
     with pytest.raises(ProcessException):
         trained(photos, tmp_path / "run", 2)
     assert steps_done(tmp_path / "run" / "last.ckpt") == 8, "the update under way was finished"
