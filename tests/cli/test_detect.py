@@ -16,7 +16,8 @@ from linvit.cli.main import main
 from linvit.data.coco import decode_mask
 from linvit.tasks import DetectionTask
 from linvit.tasks.coco import coco_figures
-from tests.cli.test_train import signal_once
+from tests.cli.test_train import TWO_PROCESSES, signal_once
+from tests.tasks.test_faults import killed_at
 
 SIDE, TRAIN, VAL, BATCH = 64, 8, 3, 4
 
@@ -127,6 +128,35 @@ def test_stopped_and_resumed_it_ends_as_if_it_had_not_stopped(
     assert main(["train", "--resume", str(out)]) == 0
     assert [whole_epoch(row) for row in metrics(out)] == [whole_epoch(row) for row in metrics(run)]
     assert (out / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+
+
+def test_killed_within_an_epoch_and_resumed_it_repeats_the_undisturbed_run(
+    cells: Path, run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    killed_at(4, arguments(cells, out, "--checkpoint.steps=1"), DetectionTask)
+    assert torch.load(out / "last.ckpt", weights_only=True)["global_step"] == 3, "written within the epoch"
+    assert main(["train", "--resume", str(out)]) == 0
+    assert [whole_epoch(row) for row in metrics(out)] == [whole_epoch(row) for row in metrics(run)]
+    assert (out / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+
+
+def test_two_processes_train_as_one_and_count_every_held_out_image_once(
+    cells: Path, linvit_command, tmp_path: Path
+) -> None:
+    """Three held-out images: the processes have one and two of them."""
+    everything = "--model.detector_args={score_thresh: 0.0}"
+    given = [everything, "--model.freeze_norm=true", "--model.ema_decay=0", "--trainer.max_epochs=8"]
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    assert main(arguments(cells, alone, *given)) == 0
+    assert main(arguments(cells, together, *given, f"--data.batch_size={BATCH // 2}", *TWO_PROCESSES)) == 0
+    for ours, theirs in zip(metrics(together), metrics(alone), strict=True):
+        for name in ("train/loss", "val/ap", "val/ap50"):
+            assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-4), name
+    kept = json.loads((together / "config.json").read_text())["metrics"]
+    counted = linvit_command("eval", together, cells, "--json", "--workers", "0").json
+    assert 0 < kept["ap"] < 1
+    assert kept["ap"] == pytest.approx(counted["ap"], rel=1e-6)
 
 
 def test_an_epoch_without_validation_tells_none(cells: Path, linvit_command, tmp_path: Path) -> None:

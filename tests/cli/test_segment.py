@@ -13,10 +13,12 @@ from PIL import Image
 import linvit
 from linvit.cli.main import main
 from linvit.data.masks import load_mask
+from linvit.tasks import SegmentationTask
 from linvit.tasks.callbacks import EpochLines
 from linvit.tasks.segment_inference import SegmentationPredictor
-from tests.cli.test_train import checkpoint, signal_once
+from tests.cli.test_train import TWO_PROCESSES, checkpoint, signal_once
 from tests.conftest import Said
+from tests.tasks.test_faults import killed_at
 
 Command = Callable[..., Said]
 CLASSES = ["ground", "tree", "sky"]
@@ -41,7 +43,7 @@ def scene(height: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of scenes of many sizes."""
     root = tmp_path_factory.mktemp("scenes")
-    for part, count in (("train", 8), ("val", 4), ("test", 2)):
+    for part, count in (("train", 8), ("val", 5), ("test", 2)):
         for kind in ("images", "masks"):
             (root / part / kind).mkdir(parents=True)
         for number in range(count):
@@ -111,6 +113,36 @@ def test_resumed_after_ctrl_c_it_ends_as_if_it_had_not_stopped(
     assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
+def test_killed_within_an_epoch_and_resumed_it_repeats_the_undisturbed_run(
+    root: Path, run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    killed_at(UPDATES + 3, arguments(root, out, 5, "--checkpoint.steps=1"), SegmentationTask)
+    assert checkpoint(out)["global_step"] == UPDATES + 2, "written within the epoch"
+    assert main(["train", "--resume", str(out)]) == 0
+    assert metrics(out) == metrics(run)
+    assert (out / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+
+
+def test_two_processes_train_as_one_and_count_every_held_out_image_once(
+    linvit_command: Command, root: Path, tmp_path: Path
+) -> None:
+    """Five held-out images: the processes have two and three of them."""
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    every_pixel_counts = ["--data.classes=4", "--data.values=[1, 2, 3, 9]", "--data.ignore=[]", "--data.scale=[1, 2]"]
+    no_statistics = ["--model.backbone=test_vit", "--model.backbone_args={dynamic_img_size: true}"]
+    given = [*every_pixel_counts, *no_statistics, "--data.crop_size=24"]
+    assert main(arguments(root, alone, 2, *given)) == 0
+    assert main(arguments(root, together, 2, *given, "--data.batch_size=1", *TWO_PROCESSES)) == 0
+    for ours, theirs in zip(metrics(together), metrics(alone), strict=True):
+        for name in ("train/loss", "val/loss", "val/miou", "val/aacc"):
+            assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-4), name
+    kept = json.loads((together / "config.json").read_text())["metrics"]
+    counted = linvit_command("eval", together, root, "--json", "--workers", "0").json
+    for name in ("miou", "macc", "aacc"):
+        assert kept[name] == pytest.approx(counted[name], rel=1e-6), name
+
+
 def test_recipes_that_count_updates_validate_after_the_last(root: Path, tmp_path: Path) -> None:
     by_updates = ["--trainer.max_steps=6", "--trainer.val_check_interval=3", "--trainer.check_val_every_n_epoch=null"]
     assert main(arguments(root, tmp_path / "run", -1, *by_updates, "--model.schedule=poly", "--model.min_lr=0")) == 0
@@ -139,7 +171,7 @@ def test_eval_equals_a_count_by_hand_in_each_part(linvit_command: Command, run: 
         assert [row["class"] for row in record["classes"]] == CLASSES
         assert record["split"] == split
     said = linvit_command("eval", run, root, "--window", "32", "--workers", "0")
-    for part in ("ground", "IoU", "mIoU", "windows of 32x32 pixels every 22", "val (4 images)", "images/s"):
+    for part in ("ground", "IoU", "mIoU", "windows of 32x32 pixels every 22", "val (5 images)", "images/s"):
         assert part in said.out, part
 
 

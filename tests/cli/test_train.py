@@ -179,6 +179,9 @@ def test_stopped_in_an_epoch_it_ends_as_if_it_had_not_stopped(
     same_run(out, whole)
 
 
+TWO_PROCESSES = ("--trainer.devices=2", "--trainer.strategy=ddp_fork")
+
+
 def same_run(ours: Path, theirs: Path) -> None:
     """Check that two runs logged the same figures and ended with the same weights."""
     assert metrics(ours) == metrics(theirs)

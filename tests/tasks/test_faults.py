@@ -67,18 +67,18 @@ def checkpoint(folder: Path) -> dict[str, Any]:
     return torch.load(folder / "last.ckpt", weights_only=True)
 
 
-def killed_at(call: int, arguments: list[str]) -> None:
+def killed_at(call: int, arguments: list[str], task: Any = ClassificationTask) -> None:
     """Train in a process that kills itself in the ``call``-th training step, as a lost machine would."""
     child = os.fork()
     if child == 0:
-        step, calls = ClassificationTask.training_step, iter(range(1, call))
+        step, calls = task.training_step, iter(range(1, call))
 
         def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
             if next(calls, None) is None:
                 os.kill(os.getpid(), signal.SIGKILL)
             return step(self, batch, batch_idx)
 
-        ClassificationTask.training_step = training_step  # type: ignore[method-assign]
+        task.training_step = training_step
         main(arguments)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
