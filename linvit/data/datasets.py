@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from linvit.data.images import UnreadableImage, images_below, load_image
+from linvit.data.images import UnreadableImage, images_below, load_image, read_or_next
 from linvit.data.loading import progress
 
 EVAL_FOLDERS = ("val", "validation", "test")
@@ -74,22 +74,14 @@ class ImageSet(Dataset[Sample]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Sample:
-        unreadable = []
-        target = self.samples[index][1]
-        for step in range(len(self) if self.replace_unreadable else 1):
-            chosen = (index + step) % len(self)
-            path, target = self.samples[chosen]
-            try:
-                image = (self._kept or self).load(chosen)
-            except UnreadableImage:
-                if self.strict:
-                    raise
-                unreadable.append(path)
-                continue
-            return Sample(image=_apply(self.transform, image), target=target, unreadable=unreadable)
-        if self.replace_unreadable:
-            raise UnreadableImage(f"none of the {len(self)} images can be read, such as {self.samples[0][0]}")
-        return Sample(image=None, target=target, unreadable=unreadable)
+        found, unreadable = read_or_next(self._read, index, len(self), self.strict, self.replace_unreadable)
+        if found is None:
+            return Sample(image=None, target=self.samples[index][1], unreadable=unreadable)
+        image, target = found
+        return Sample(image=_apply(self.transform, image), target=target, unreadable=unreadable)
+
+    def _read(self, index: int) -> tuple[Image.Image, int]:
+        return (self._kept or self).load(index), self.samples[index][1]
 
 
 class KeptImages:

@@ -16,7 +16,7 @@ from torchvision.transforms.v2.functional import to_image
 
 from linvit.data.coco import CocoFile, Record, decode_mask, encode_mask, find_annotations, read_coco
 from linvit.data.digit_scenes import NAME, DigitScenes
-from linvit.data.images import UnreadableImage, load_image
+from linvit.data.images import UnreadableImage, load_image_of, read_or_next
 
 __all__ = ["CocoDetection", "DetectionSet", "DigitDetection", "collate_detection", "eval_detection_set"]
 
@@ -163,37 +163,28 @@ class CocoDetection(DetectionSet):
         return len(self.images)
 
     def __getitem__(self, index: int) -> DetectionSample:
-        unreadable = []
-        for step in range(len(self) if self.train else 1):
-            record = self.images[(index + step) % len(self)]
-            try:
-                image = self._load(record)
-            except UnreadableImage:
-                if self.strict:
-                    raise
-                unreadable.append(str(self.file.images / record["file_name"]))
-                continue
-            known = self._boxes[record["id"]]
-            masks = [self._mask(each, image) for each, _ in known] if self.masks else None
-            labels = [self._labels[each["category_id"]] for each, _ in known]
-            sample = self._sample(image, record["id"], [box for _, box in known], labels, masks)
-            return DetectionSample(image=sample["image"], target=sample["target"], unreadable=unreadable)
-        if self.train:
-            raise UnreadableImage(f"none of the {len(self)} images of {self.file.path} can be read")
-        return DetectionSample(image=None, target={}, unreadable=unreadable)
+        found, unreadable = read_or_next(self._read, index, len(self), self.strict, replace=self.train)
+        if found is None:
+            return DetectionSample(image=None, target={}, unreadable=unreadable)
+        image, record = found
+        known = self._boxes[record["id"]]
+        masks = [self._mask(each, image) for each, _ in known] if self.masks else None
+        labels = [self._labels[each["category_id"]] for each, _ in known]
+        sample = self._sample(image, record["id"], [box for _, box in known], labels, masks)
+        return DetectionSample(image=sample["image"], target=sample["target"], unreadable=unreadable)
 
-    def _load(self, record: Record) -> Image.Image:
+    def _read(self, index: int) -> tuple[Image.Image, Record]:
+        record = self.images[index]
         path = self.file.images / record["file_name"]
         said = (record.get("width"), record.get("height"))
-        image = load_image(path, upright=False)  # COCO's tools place boxes on the pixels as they are stored
+        image = load_image_of(path, said)
         if None not in said and image.size != said:
-            stored, image = image.size, load_image(path)
-            if image.size != said:
-                raise UnreadableImage(
-                    f"cannot use image {path}: it is {stored[0]}x{stored[1]} pixels, {self.file.path} says "
-                    f"{said[0]}x{said[1]}"
-                )
-        return image
+            raise UnreadableImage(
+                f"cannot use image {path}: it is {image.width}x{image.height} pixels, {self.file.path} says "
+                f"{said[0]}x{said[1]}",
+                path,
+            )
+        return image, record
 
     def _mask(self, annotation: Record, image: Image.Image) -> np.ndarray:
         try:

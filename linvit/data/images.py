@@ -4,10 +4,14 @@ import contextlib
 import glob
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+T = TypeVar("T")
 
 IMAGE_EXTENSIONS = (
     ".avif",
@@ -77,6 +81,60 @@ def load_image(
     except Exception as error:  # On damaged files Pillow's decoders raise almost anything.
         empty = not (os.path.getsize(path) if content is None and os.path.isfile(path) else content)
         raise UnreadableImage(f"cannot read image {path}: {why_unreadable(error, empty)}", path) from error
+
+
+def load_image_of(path: str | os.PathLike[str], size: tuple[int | None, int | None]) -> Image.Image:
+    """Read an image with the pixels that its annotations mean.
+
+    The pixels stay as they are stored, which is how COCO's tools and most others read them, and are turned upright (see
+    EXIF orientation) only where that alone gives the size of the annotations.
+
+    Args:
+        path: The file.
+        size: Width and height of the annotations, None where they are not known.
+
+    Returns:
+        The image in mode ``RGB``; as it is stored if it has the size neither way.
+
+    Raises:
+        UnreadableImage: As :func:`load_image` does.
+    """
+    stored = load_image(path, upright=False)
+    if None in size or stored.size == size:
+        return stored
+    upright = load_image(path)
+    return upright if upright.size == size else stored
+
+
+def read_or_next(
+    read: Callable[[int], T], index: int, count: int, strict: bool, replace: bool
+) -> tuple[T | None, list[str]]:
+    """Read an item of a data set; what cannot be read is noted, or raises if ``strict``.
+
+    Args:
+        read: Returns an item; raises UnreadableImage.
+        index: The item that is wanted.
+        count: How many there are.
+        strict: Raise on what cannot be read.
+        replace: Put the next item that can be read in its place, as suits training.
+
+    Returns:
+        The item (None: it cannot be read and is not replaced), and the paths of the files that cannot be read.
+
+    Raises:
+        UnreadableImage: As ``strict`` says, or there is nothing to put in its place.
+    """
+    unreadable: list[str] = []
+    for step in range(count if replace else 1):
+        try:
+            return read((index + step) % count if step else index), unreadable
+        except UnreadableImage as error:
+            if strict:
+                raise
+            unreadable.append(error.path)
+    if replace:
+        raise UnreadableImage(f"none of the {count} images can be read, such as {unreadable[0]}")
+    return None, unreadable
 
 
 def find_images(patterns: list[str]) -> list[Path]:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from linvit.data import digit_scenes
 from linvit.data.digit_scenes import DigitScenes
-from linvit.data.images import UnreadableImage, load_image
+from linvit.data.images import load_image_of, read_or_next
 from linvit.data.joint import JointTransform
 from linvit.data.masks import SPLITS, MaskCode, find_pairs, has_split, load_mask
 
@@ -67,27 +67,22 @@ class MaskFolder(Dataset[MaskSample]):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> MaskSample:
-        unreadable: list[str] = []
-        for step in range(len(self) if self.replace_unreadable else 1):
-            try:
-                found = self._read(self.pairs[(index + step) % len(self)])
-            except UnreadableImage as error:
-                if self.strict:
-                    raise
-                unreadable.append(error.path)
-                continue
-            image, target = self.transform(*found)
-            return MaskSample(image=image, target=target, unreadable=unreadable)
-        if self.replace_unreadable:
-            raise UnreadableImage(f"none of the {len(self)} images can be read with its mask, {unreadable[0]}")
-        return MaskSample(image=None, target=torch.empty(0), unreadable=unreadable)
+        found, unreadable = read_or_next(self._read, index, len(self), self.strict, self.replace_unreadable)
+        if found is None:
+            return MaskSample(image=None, target=torch.empty(0), unreadable=unreadable)
+        image, target = self.transform(*found)
+        return MaskSample(image=image, target=target, unreadable=unreadable)
 
-    def _read(self, pair: tuple[str, str]) -> tuple[Image.Image, np.ndarray]:
-        image, mask = load_image(pair[0]), load_mask(pair[1])
-        if mask.shape != image.size[::-1]:
-            sizes = f"{mask.shape[1]}x{mask.shape[0]} pixels, its image {pair[0]} {image.width}x{image.height}"
-            raise ValueError(f"mask {pair[1]} has {sizes}")
-        return image, self.code.encode(mask, pair[1])
+    def _read(self, index: int) -> tuple[Image.Image, np.ndarray]:
+        path, mask_path = self.pairs[index]
+        mask = load_mask(mask_path)
+        height, width = mask.shape
+        image = load_image_of(path, (width, height))
+        if image.size != (width, height):
+            raise ValueError(
+                f"mask {mask_path} has {width}x{height} pixels, its image {path} {image.width}x{image.height}"
+            )
+        return image, self.code.encode(mask, mask_path)
 
 
 class DigitMasks(Dataset[MaskSample]):

@@ -178,7 +178,8 @@ class _Table(ImageSet):
     def load(self, index: int) -> Image.Image:
         """Return an image in mode RGB; raises UnreadableImage."""
         found = self._table[index][self._image]
-        return load_image(found["path"] or self.samples[index][0], found["bytes"], self.least_side)
+        path = found["path"] if found["bytes"] is None else self.samples[index][0]
+        return load_image(path, found["bytes"], self.least_side)
 
 
 class _HuggingFace(Source):

@@ -205,8 +205,10 @@ def test_an_image_that_is_missing_broken_or_of_another_size(make_coco: MakeCoco)
     with pytest.raises(UnreadableImage, match=r"is 60x41 pixels, .*instances_train\.json says 60x40"):
         _ = CocoDetection(file, strict=True)[0]
     (root / "train" / "b.png").unlink()
-    with pytest.raises(UnreadableImage, match="none of the 2 images"):
+    with pytest.raises(UnreadableImage, match=rf"none of the 2 images can be read, such as {root}/train/a\.png"):
         _ = training_set(root)[0]
+    with pytest.raises(IndexError):
+        _ = training_set(root)[2]
 
 
 def test_pixels_stay_as_stored_unless_the_annotations_are_of_the_upright_image(make_coco: MakeCoco) -> None:

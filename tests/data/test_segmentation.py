@@ -119,6 +119,18 @@ def test_unreadable_files_are_replaced_in_training_and_left_out_in_evaluation(ro
         strict.val_set[1]
 
 
+def test_pixels_stay_as_stored_unless_the_mask_is_of_the_upright_image(root: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    mask = blocks(40, 64)
+    for upright, stored in ((False, mask), (True, np.rot90(mask))):
+        pixels = np.stack([stored * 50, *[np.full_like(stored, 100)] * 2], axis=-1)
+        Image.fromarray(pixels).save(root / "images" / "validation" / "wide.png", exif=exif)
+        sample = SegmentationData(str(root), batch_size=1, **PLAIN).val_set[1]
+        assert sample["image"] is not None
+        assert torch.equal((sample["image"][0] * 255 / 50).round(), torch.from_numpy(mask).float()), upright
+
+
 def test_masks_that_do_not_fit_stop_at_once(root: Path) -> None:
     mask = root / "annotations" / "training" / "wide.png"
     data = SegmentationData(str(root), batch_size=1, crop_size=16, **PLAIN)
