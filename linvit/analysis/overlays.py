@@ -22,7 +22,7 @@ UNCOLORED = "background"
 def class_colors(count: int) -> np.ndarray:
     """Return ``[count, 3]`` bytes, colours in which neighbouring numbers look different."""
     golden = 0.618033988749895  # turning by this share of the circle never comes near an earlier hue
-    rings = [(0.75, 0.9), (0.5, 1.0), (0.9, 0.6)]
+    rings = [(0.9, 0.95), (1.0, 0.5), (0.4, 1.0)]  # vivid, dark, pale: the first 20 are far apart
     colors = [colorsys.hsv_to_rgb((i * golden) % 1, *rings[i % len(rings)]) for i in range(count)]
     return (np.array(colors) * 255).round().astype(np.uint8)
 
@@ -53,13 +53,17 @@ def draw_overlay(image: Image.Image, mask: np.ndarray, classes: Sequence[str], p
         Patch(
             facecolor="none" if classes[i] == UNCOLORED else tuple(colors[i] / 255),
             edgecolor="#6b7280",
-            label=f"{classes[i]}  {counts[i] / mask.size:.1%}",
+            label=f"{classes[i]}  {_percent(counts[i] / mask.size)}",
         )
         for i in present
     ]
     figure.legend(handles=patches, loc="outside right center", frameon=False, fontsize=9)
     with atomic_write(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}" if share >= 0.0005 else "<0.1%"
 
 
 def save_mask(mask: np.ndarray, values: Sequence[int], path: str | Path) -> None:

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from linvit.analysis import plots
+from linvit.analysis.detections import COLOURS, Detection, draw_detections
+from linvit.analysis.overlays import class_colors
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -55,3 +57,18 @@ def test_rows_of_the_confusion_matrix_are_true_classes(tmp_path: Path) -> None:
     rows, columns = np.nonzero(dark_blue)
     assert rows.mean() < 0.4 * height, "above"
     assert columns.mean() > 0.55 * width, "on the right"
+
+
+def test_labels_of_detections_do_not_hide_each_other(tmp_path: Path) -> None:
+    found = [Detection([200, 200, 300, 300], "cell", i, 0.9 - 0.1 * i) for i in range(4)]
+    draw_detections(Image.new("RGB", (500, 500)), found, tmp_path / "found.png")
+    drawn = pixels(tmp_path / "found.png")
+    areas = [int((drawn == ImageColor.getrgb(colour)).all(-1).sum()) for colour in COLOURS[:4]]
+    assert min(areas) > 400, "of the boxes only the best is seen, and the labels of all"
+
+
+def test_colours_of_classes_are_far_apart() -> None:
+    colors = class_colors(20).astype(float)
+    between = np.abs(colors[:, None] - colors).sum(-1) + 1e3 * np.eye(20)
+    assert between.min() > 60
+    assert (class_colors(20) == class_colors(150)[:20]).all(), "a class keeps its colour, however many there are"
