@@ -19,7 +19,7 @@ class Dots(heads.DenseModel):
     task = "dots"
 
     def __init__(self, num_classes: int, width: int) -> None:
-        super().__init__({"num_classes": num_classes, "width": width})
+        super().__init__(num_classes=num_classes, width=width)
         self.layer = nn.Conv2d(3, width * num_classes, 1)
 
 

@@ -18,20 +18,35 @@ BUILDERS = {"detect": "linvit.heads.detection", "segment": "linvit.heads.segment
 class DenseModel(nn.Module):
     """A network that can be saved and built again.
 
+    Args:
+        **architecture: The arguments of ``build`` that make this network (without weights), as JSON knows them.
+
     Attributes:
         task: Name of its task, a key of ``BUILDERS``.
-        architecture: The arguments of ``build`` that make this network (without weights), as JSON knows them.
+        backbone_name: Name of the submodule that is its :class:`linvit.heads.backbone.Backbone`.
+        architecture: As given.
         num_classes: Number of classes.
         pretrained_cfg: ``label_names`` (in the order of the outputs) and what it was trained to see, once known.
     """
 
     task: ClassVar[str]
+    backbone_name: ClassVar[str]
 
-    def __init__(self, architecture: dict[str, Any]) -> None:
+    def __init__(self, **architecture: Any) -> None:
         super().__init__()
         self.architecture = architecture
         self.num_classes = int(architecture["num_classes"])
         self.pretrained_cfg: dict[str, Any] = {}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the backbone's activations in the backward pass instead of keeping them."""
+        body: Any = self.get_submodule(f"{self.backbone_name}.body")
+        body.model.set_grad_checkpointing(enable)
+
+    def no_weight_decay(self) -> set[str]:
+        """Name the parameters that the backbone exempts from weight decay."""
+        backbone: Any = self.get_submodule(self.backbone_name)
+        return {f"{self.backbone_name}.{name}" for name in backbone.no_weight_decay()}
 
 
 def build(task: str, architecture: dict[str, Any]) -> DenseModel:

@@ -51,6 +51,7 @@ class DetectionModel(DenseModel):
     """
 
     task = "detect"
+    backbone_name = "detector.backbone.body"
 
     def __init__(
         self,
@@ -73,22 +74,13 @@ class DetectionModel(DenseModel):
         require(channels >= 1, "channels", channels, "at least 1")
         strides = (8, 16, 32) if name == "retinanet" else (4, 8, 16, 32)
         features = Backbone(backbone, strides, pretrained, backbone_args, replaced)
-        super().__init__(
-            {
-                "num_classes": num_classes,
-                "name": name,
-                **features.architecture,
-                "size": size,
-                "max_size": max_size,
-                "anchor_size": anchor_size,
-                "channels": channels,
-                "detector_args": detector_args or {},
-            }
-        )
+        settings = {"size": size, "max_size": max_size, "anchor_size": anchor_size, "channels": channels}
+        args = detector_args or {}
+        super().__init__(num_classes=num_classes, name=name, **features.architecture, **settings, detector_args=args)
         make = _retinanet if name == "retinanet" else _rcnn
         self.has_masks = name == "mask_rcnn"
         self._first_label = 0 if name == "retinanet" else 1  # the others keep 0 for the background
-        self.detector: Any = make(name, features, channels, anchor_size, num_classes, detector_args or {})
+        self.detector: Any = make(name, features, channels, anchor_size, num_classes, args)
         self.detector.transform = _Preparation(size, max_size, features.mean, features.std)
 
     @property

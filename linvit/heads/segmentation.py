@@ -56,6 +56,7 @@ class Segmenter(DenseModel):
     """
 
     task = "segment"
+    backbone_name = "backbone"
 
     def __init__(
         self,
@@ -72,16 +73,8 @@ class Segmenter(DenseModel):
         require(num_classes >= 2, "num_classes", num_classes, "at least 2")
         require(name in DECODERS, "name", name, f"one of {', '.join(DECODERS)}")
         features = Backbone(backbone, STRIDES, pretrained, backbone_args, replaced)
-        super().__init__(
-            {
-                "num_classes": num_classes,
-                "name": name,
-                "decoder_args": decoder_args or {},
-                "window": window,
-                "stride": stride,
-                **features.architecture,
-            }
-        )
+        settings = {"decoder_args": decoder_args or {}, "window": window, "stride": stride}
+        super().__init__(num_classes=num_classes, name=name, **features.architecture, **settings)
         self.set_window(window, stride)
         self.backbone = features
         channels = [3, 0, *features.channels]  # as if there were maps at strides 1 and 2, which none uses
@@ -108,15 +101,6 @@ class Segmenter(DenseModel):
             stride = math.ceil(window * 2 / 3) if stride is None else stride
             require(1 <= stride <= window, "stride", stride, f"from 1 to the window of {window}")
         self.window, self.stride = window, stride
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the backbone's activations in the backward pass instead of keeping them."""
-        body: Any = self.backbone.body
-        body.model.set_grad_checkpointing(enable)
-
-    def no_weight_decay(self) -> set[str]:
-        """Name the parameters that the backbone exempts from weight decay."""
-        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
 
     def forward(self, image: Tensor) -> Tensor:
         """Map images ``[B, 3, H, W]`` of any size to logits ``[B, num_classes, H, W]``."""

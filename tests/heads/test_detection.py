@@ -1,5 +1,7 @@
 """Detectors: over every kind of backbone, at any size, boxes and masks in the image's own pixels."""
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -52,6 +54,22 @@ def test_gradients_reach_everything_and_images_without_boxes_are_no_harm(name: s
     assert not [name for name in without if "backbone.body.body" not in name]  # stages that no map comes from
     empty = model(images, [target(), target()])
     assert torch.stack(list(empty.values())).isfinite().all()
+
+
+def test_what_training_asks_of_the_backbone_reaches_it() -> None:
+    model = detector(backbone="flatten_deit_tiny", backbone_args={"depth": 3, "embed_dim": 48, "num_heads": 3}).train()
+    (exempt,) = model.no_weight_decay()
+    assert exempt.endswith("pos_embed")
+    assert exempt in dict(model.named_parameters())
+    image, calls, gradients = torch.randint(256, (3, 64, 64), dtype=torch.uint8), [], []
+    model.get_parameter(exempt).register_hook(gradients.append)
+    block: Any = model.backbone.body.get_submodule("model.blocks.1")
+    block.attn.register_forward_hook(lambda *_: calls.append(None))
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        torch.stack(list(model([image], [target([4, 4, 30, 40])]).values())).sum().backward()
+    assert len(calls) == 3, "computed once, and then once more in the backward pass"
+    torch.testing.assert_close(gradients[1], gradients[0])
 
 
 @pytest.mark.parametrize("name", ["retinanet", pytest.param("mask_rcnn", marks=pytest.mark.slow)])

@@ -84,6 +84,7 @@ def test_backbones_of_every_kind(backbone: str, args: dict[str, Any]) -> None:
         for width, stride in zip(network.backbone.channels, (4, 8, 16, 32), strict=True)
     ]
     assert network.no_weight_decay() <= {name for name, _ in network.named_parameters()}
+    assert any(name.endswith("pos_embed") for name in network.no_weight_decay()) == ("deit" in backbone)
 
 
 class ByPixel(nn.Module):
