@@ -313,4 +313,4 @@ def test_digit_scenes_are_learned_in_three_minutes(linvit_command, tmp_path: Pat
     recipe = Path(__file__).parent.parent.parent / "recipes" / "small" / "detect_digits.yaml"
     said = linvit_command("train", "--config", recipe, "--out", tmp_path / "run", "--json")
     assert said.code == 0, said.err
-    assert said.json["ap50"] >= 0.15
+    assert said.json["ap50"] >= 0.4  # 0.473 was measured

@@ -53,4 +53,4 @@ def test_digit_scenes_are_segmented(linvit_command, tmp_path):
     recipe = ROOT / "recipes" / "small" / "segment_digits.yaml"
     said = linvit_command("train", "--config", recipe, "--out", tmp_path / "run", "--json")
     assert said.code == 0, said.err
-    assert said.json["miou"] >= 0.45  # background alone would be 0.09
+    assert said.json["miou"] >= 0.47  # 0.52 was measured, background alone would be 0.09
