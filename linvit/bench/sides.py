@@ -67,7 +67,14 @@ class Side:
         model = model_of(self.model, self.size)
         channels = int(getattr(model, "in_chans", 3))
         calibration = images_of(8, channels, self.size) if self.precision == "int8" else None
-        job = make_job(model, self.size, precision=self.precision, fused=self.fused, calibration=calibration)
+        job = make_job(
+            model,
+            self.size,
+            precision=self.precision,
+            fused=self.fused,
+            separate=self.runtime == "openvino",
+            calibration=calibration,
+        )
         if self.precision == "int8" and RUNTIMES[self.runtime] is None:
             raise ValueError(f"precision int8 is for onnxruntime, openvino and executorch, not for {self.runtime}")
         return job

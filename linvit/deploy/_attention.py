@@ -26,6 +26,7 @@ __all__ = [
     "FusedLinearAttention",
     "FusedWindowAttention",
     "attend",
+    "attend_columns",
 ]
 
 
@@ -52,6 +53,29 @@ def attend(q: Tensor, k: Tensor, v: Tensor, eps: float | Tensor = 1e-6) -> Tenso
         return (weights @ values / (weights.sum(dim=3, keepdim=True) + eps)).to(v.dtype)
     normaliser = q @ k.sum(dim=2).unsqueeze(3)
     return (q @ (k.transpose(2, 3) @ values) / (normaliser + eps)).to(v.dtype)
+
+
+def attend_columns(q: Tensor, k: Tensor, v: Tensor, eps: float = 1e-6) -> Tensor:
+    """:func:`attend` on maps, whose tokens are columns: nothing has to be transposed on the way.
+
+    Args:
+        q: Query features ``[B, h, d, N]``, non-negative.
+        k: Key features ``[B, h, d, M]``, non-negative.
+        v: Values ``[B, h, e, M]``.
+        eps: Added to the normaliser.
+
+    Returns:
+        ``[B, h, e, N]`` in the type of ``v``.
+    """
+    acc = accumulation_dtype(v)
+    tokens = k.shape[3]
+    q, k = q.to(acc), k.to(acc) / tokens
+    values = v.to(acc)
+    if not isinstance(tokens, torch.SymInt) and tokens < k.shape[2]:
+        weights = k.transpose(2, 3) @ q
+        return (values @ weights / (weights.sum(dim=2, keepdim=True) + eps)).to(v.dtype)
+    normaliser = k.sum(dim=3).unsqueeze(2) @ q
+    return (values @ k.transpose(2, 3) @ q / (normaliser + eps)).to(v.dtype)
 
 
 class _Fused(nn.Module):

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linvit.attention import CareTokenMixer, DualInteraction
-from linvit.deploy._attention import attend
+from linvit.deploy._attention import attend_columns
 from linvit.deploy._folding import affine, scale_inputs, scale_outputs
 from linvit.models.care import Care, CareBlock, CareHead, CareStage, PatchConv2d
 from linvit.ops import elu_plus_one
@@ -119,7 +119,7 @@ class _FusedBlock(nn.Module):
 
 
 class _FusedMixer(nn.Module):
-    """Token mixing without the transposes that attention over rows of tokens needs."""
+    """Token mixing on maps: attention takes tokens as columns, which is how maps hold them."""
 
     def __init__(self, mixer: CareTokenMixer):
         super().__init__()
@@ -141,8 +141,8 @@ class _FusedMixer(nn.Module):
     def _attend(self, x: Tensor) -> Tensor:
         B, C, H, W = x.shape
         q, k = elu_plus_one(self.qk(x)).chunk(2, dim=1)
-        q, k, v = (t.reshape(B, self.num_heads, -1, H * W).transpose(2, 3) for t in (q, k, x))
-        return attend(q, k, v).transpose(2, 3).reshape(B, C, H, W)
+        q, k, v = (t.reshape(B, self.num_heads, -1, H * W) for t in (q, k, x))
+        return attend_columns(q, k, v).reshape(B, C, H, W)
 
 
 @torch.no_grad()

@@ -90,7 +90,7 @@ def export_model(
     path = Path(path)
     bound = BOUNDS[precision] if bound is None else bound
     traced = "float32" if format in ("openvino", "coreml") and precision == "float16" else precision
-    job = make_job(model, precision=traced, **options)  # type: ignore[arg-type]
+    job = make_job(model, precision=traced, separate=format == "openvino", **options)  # type: ignore[arg-type]
     job = Job(job.model, job.example, job.outputs, precision, job.dynamic_size, job.calibration, job.metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:

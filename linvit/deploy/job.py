@@ -17,6 +17,7 @@ from torch.export import Dim, ExportedProgram
 
 from linvit.attention import StripeAttention, WindowAttention
 from linvit.deploy._attention import FusedWindowAttention
+from linvit.deploy._separate import separate_groups
 from linvit.deploy.fuse import fuse, is_fused
 
 __all__ = ["DTYPES", "Features", "Job", "Run", "WithPreprocessing", "make_job", "quiet"]
@@ -117,6 +118,7 @@ def make_job(
     *,
     precision: str = "float32",
     fused: bool = True,
+    separate: bool = False,
     features: bool = False,
     preprocessing: bool = False,
     dynamic_size: bool = False,
@@ -130,6 +132,7 @@ def make_job(
         img_size: Height and width in pixels; None takes the model's.
         precision: "float32", "float16", "bfloat16" or "int8".
         fused: Apply :func:`linvit.deploy.fuse`.
+        separate: Keep CARE's channel groups separate tensors where they are wide; a fused model alone can.
         features: Export the stages' maps instead of the classifier.
         preprocessing: Take ``uint8`` images ``[B, H, W, 3]`` and return probabilities.
         dynamic_size: Take any height and width that is a multiple of 32.
@@ -149,6 +152,8 @@ def make_job(
     if dynamic_size:  # a side of one times 32 would be taken for a constant
         height, width = (max(64, -(-side // 32) * 32) for side in (height, width))
     prepared = fuse(model) if fused and not is_fused(model) else copy.deepcopy(model).eval()
+    if separate and is_fused(prepared):
+        prepared = separate_groups(prepared)
     prepared = prepared.cpu()
     if dynamic_size and any(
         isinstance(m, WindowAttention | StripeAttention | FusedWindowAttention) for m in model.modules()

@@ -9,6 +9,7 @@ from torch import nn
 
 import linvit
 from linvit.deploy import fuse, fuse_report
+from linvit.deploy._separate import separate_groups
 from tests.golden import relative_error
 from tests.models import every_model
 
@@ -62,6 +63,22 @@ def test_fused_model_computes_the_same_and_leaves_the_original_alone(name):
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert_same(model, fused, *BOUNDS[1])
     assert_same(model, exact, *BOUNDS[0], sizes=SIZES[1:])
+
+
+@pytest.mark.parametrize("name", ["care_s0", "care_s2"])
+@pytest.mark.parametrize("features", [False, True])
+def test_separate_groups_compute_the_same(name, features):
+    args = {"features_only": True} if features else {"num_classes": 10}
+    model = lived_in(timm.create_model(name, **args))
+    assert_same(model, separate_groups(fuse(model)), *BOUNDS[1])
+    assert_same(model, separate_groups(fuse(copy.deepcopy(model).double())), *BOUNDS[0])
+
+
+def test_separate_groups_split_nothing_within_a_stage():
+    model = separate_groups(fuse(timm.create_model("care_s0", num_classes=10)))
+    program = torch.export.export(model, (torch.randn(1, 3, 64, 64),))
+    splits = [node for node in program.graph.nodes if "split" in str(node.target) or "chunk" in str(node.target)]
+    assert len(splits) == 2 + 2 * 6  # a stage that attends is entered by one; the six blocks before have two each
 
 
 @every_model
