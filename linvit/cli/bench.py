@@ -140,6 +140,7 @@ def _row(pair: tuple[Measurement, Measurement]) -> dict[str, str]:
         "params": f"{m.params / 1e6:.1f}M",
         "MACs": f"{m.macs / 1e9:.2f}G",
         "ms": f"{middle:.2f} ({low:.2f}-{high:.2f})",
+        "GMAC/s": f"{m.macs / 1e6 / middle:.0f}",
         "images/s": "-" if m.throughput is None else f"{m.throughput:.1f}",
         "memory": "-" if m.memory is None else f"{m.memory / 1e6:.0f} MB",
         "error": f"{m.error:.0e}",
@@ -181,6 +182,7 @@ def _write(record: dict[str, Any], measurements: list[Measurement], folder: Path
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "results.json") as temporary:
         temporary.write_text(json.dumps(record, indent=1))
-    plot_accuracy(measurements, top1, folder / "accuracy.png")
+    if any(m.side.model in top1 for m in measurements):
+        plot_accuracy(measurements, top1, folder / "accuracy.png")
     if len({m.side.size for m in measurements}) > 1:
         plot_resolution(measurements, folder / "resolution.png")
