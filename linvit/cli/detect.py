@@ -35,7 +35,8 @@ PREDICT_OPTIONS: dict[str, dict[str, Any]] = {
 def run_eval(args: Namespace) -> int:
     """Report COCO's average precisions."""
     detector = Detector(load_model(args.model), args.device, args.precision, args.img_size)
-    dataset = eval_detection_set(args.data, args.split, class_names(detector.model), args.strict)
+    names = class_names(detector.model)
+    dataset = eval_detection_set(args.data, args.split, names, args.strict, detector.model.has_masks)
     loader = DataLoader(dataset, args.batch_size or 1, num_workers=args.workers, collate_fn=collate_detection)
     result = detector.evaluate(progress(loader, len(loader), "evaluating"), dataset)
     if args.results:

@@ -37,6 +37,19 @@ class CocoFile:
         """Map category names to their ids."""
         return {each["name"]: each["id"] for each in self.content["categories"]}
 
+    def check_masks(self) -> None:
+        """Check that every annotation has what looks like a mask, before anything takes long.
+
+        Raises:
+            ValueError: One has none; the message names the file and the annotation.
+        """
+        for each in self.content["annotations"]:
+            if not _is_segmentation(each.get("segmentation")):
+                raise ValueError(
+                    f"{self.path}: annotation {each['id']}: the segmentation is neither polygons nor a run-length "
+                    "encoding, and masks are asked for"
+                )
+
     def annotations_by_image(self) -> dict[int, list[Record]]:
         """Map every image's id to its annotations."""
         found: dict[int, list[Record]] = {each["id"]: [] for each in self.content["images"]}
@@ -83,6 +96,11 @@ def read_coco(path: Path) -> CocoFile:
     if not content["images"] or not content["categories"]:
         raise ValueError(f"{path} has {len(content['images'])} images and {len(content['categories'])} categories")
     images = _ids(path, "images", content["images"], {"file_name": str})
+    for each in content["images"]:
+        for side in ("width", "height"):
+            value = each.get(side)
+            if value is not None and not (_is_finite(value) and value >= 1):
+                raise ValueError(f"{path}: image {each['id']} has a {side} of {value!r}, not a number of pixels")
     categories = _ids(path, "categories", content["categories"], {"name": str})
     names = [each["name"] for each in content["categories"]]
     _unique(path, "category name", names)
@@ -95,6 +113,10 @@ def read_coco(path: Path) -> CocoFile:
             raise ValueError(f"{where} is of category {each['category_id']}, which is not among the categories")
         if len(each["bbox"]) != 4 or not all(_is_finite(value) for value in each["bbox"]):
             raise ValueError(f"{where} has a bbox {each['bbox']}, not 4 numbers: left, top, width, height")
+        if each.get("iscrowd") not in (None, 0, 1):
+            raise ValueError(f"{where} has iscrowd {each['iscrowd']!r}, not 0 or 1")
+        if each.get("area") is not None and not _is_finite(each["area"]):
+            raise ValueError(f"{where} has an area of {each['area']!r}, not a number of pixels")
     return CocoFile(path, content, _image_folder(path, content["images"][0]["file_name"]))
 
 
@@ -136,6 +158,12 @@ def _unique(path: Path, what: str, values: Iterable[Any]) -> None:
 
 def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_segmentation(value: Any) -> bool:
+    if isinstance(value, dict):
+        return {"size", "counts"} <= value.keys()
+    return isinstance(value, list) and bool(value) and all(isinstance(each, list) and len(each) >= 6 for each in value)
 
 
 def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:

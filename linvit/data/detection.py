@@ -10,7 +10,13 @@ from torchvision.transforms import v2
 
 from linvit.checks import require
 from linvit.data.coco import find_annotations, read_coco
-from linvit.data.detection_sets import CocoDetection, DetectionSet, DigitDetection, collate_detection
+from linvit.data.detection_sets import (
+    CocoDetection,
+    DetectionSet,
+    DigitDetection,
+    collate_detection,
+    eval_detection_set,
+)
 from linvit.data.digit_scenes import DIGITS
 from linvit.data.loading import cores
 from linvit.data.module import VisionData
@@ -129,7 +135,7 @@ class DetectionData(VisionData):
         """The held-out images as they are."""
         if self.root is None:
             return DigitDetection(False)
-        return CocoDetection(read_coco(find_annotations(Path(self.root), "val")), self.classes, strict=self.strict)
+        return eval_detection_set(self.root, "val", self.classes, self.strict, self.masks)
 
     def setup(self, stage: str | None = None) -> None:
         """Read the annotations now, so that what is wrong with them is reported before anything starts."""

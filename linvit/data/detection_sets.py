@@ -107,7 +107,8 @@ class CocoDetection(DetectionSet):
         left_out: Annotations that training leaves out because less than a pixel of them is inside the image.
 
     Raises:
-        ValueError: The file has categories that are none of the classes, or nothing to train on.
+        ValueError: The file has categories that are none of the classes, nothing to train on, or no masks though they
+            are asked for.
     """
 
     def __init__(
@@ -120,6 +121,8 @@ class CocoDetection(DetectionSet):
         masks: bool = False,
         keep_empty: bool = False,
     ) -> None:
+        if masks:
+            file.check_masks()
         self.file = file
         self.classes = file.classes if classes is None else classes
         self.transform = transform
@@ -254,7 +257,9 @@ def collate_detection(samples: list[DetectionSample]) -> DetectionBatch:
     )
 
 
-def eval_detection_set(data: str, split: str, classes: list[str], strict: bool = False) -> DetectionSet:
+def eval_detection_set(
+    data: str, split: str, classes: list[str], strict: bool = False, masks: bool = False
+) -> DetectionSet:
     """Open the data set that an evaluation names.
 
     Args:
@@ -262,13 +267,17 @@ def eval_detection_set(data: str, split: str, classes: list[str], strict: bool =
         split: Which annotation file of the folder: train, val or test.
         classes: The model's class names in the order of its labels.
         strict: Raise on an unreadable image instead of leaving it out.
+        masks: Check that there are masks to compare with.
 
     Raises:
         OSError: The folder or its annotation file is missing.
-        ValueError: The annotations are damaged, or have categories that the model does not know.
+        ValueError: The annotations are damaged, lack masks, or have categories that the model does not know.
     """
     if data != NAME:
-        return CocoDetection(read_coco(find_annotations(Path(data), split)), classes, strict=strict)
+        file = read_coco(find_annotations(Path(data), split))
+        if masks:
+            file.check_masks()
+        return CocoDetection(file, classes, strict=strict)
     digits = DigitDetection(train=split == "train")
     if digits.classes != classes:
         raise ValueError(f"{NAME} has the classes {', '.join(digits.classes)}, the model has {', '.join(classes[:10])}")

@@ -45,12 +45,11 @@ def find_pairs(root: str | os.PathLike[str], split: str) -> list[tuple[str, str]
     Raises:
         FileNotFoundError: ``root`` is missing or has no such folders, or an image has no mask.
         NotADirectoryError: ``root`` is a file.
-        ValueError: There is no image.
+        ValueError: There is no image, or two files have one name but for the ending.
     """
     require(split in (*SPLITS, "all"), "split", split, f"one of {', '.join(SPLITS)}")
     images, masks = _folders(Path(root), split)
-    mask_of = {_key(path, masks): path for path in images_below(masks)}
-    image_of = {_key(path, images): path for path in images_below(images)}
+    mask_of, image_of = _by_name(masks), _by_name(images)
     if not image_of:
         raise ValueError(f"{images} holds no image")
     lonely = [path for key, path in image_of.items() if key not in mask_of]
@@ -202,8 +201,14 @@ def _candidates(root: Path, split: str) -> list[tuple[Path, Path]]:
     return [(root.joinpath(*images), root.joinpath(*masks)) for images, masks in orders]
 
 
-def _key(path: str, folder: Path) -> str:
-    return os.path.splitext(os.path.relpath(path, folder))[0]
+def _by_name(folder: Path) -> dict[str, str]:
+    """Map the names in a folder, without their endings, to the paths."""
+    found: dict[str, str] = {}
+    for path in images_below(folder):
+        other = found.setdefault(os.path.splitext(os.path.relpath(path, folder))[0], path)
+        if other != path:
+            raise ValueError(f"{other} and {path} have the same name but for the ending: which goes with which is open")
+    return found
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:

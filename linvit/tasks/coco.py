@@ -63,8 +63,7 @@ def coco_figures(
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
-    # Copies, because COCO's tools write into the records; a missing area is that of the box.
-    annotations = [{"area": each["bbox"][2] * each["bbox"][3]} | each for each in truth["annotations"]]
+    annotations = [_complete(each) for each in truth["annotations"]]
     annotated = COCO({"images": truth["images"], "categories": truth["categories"], "annotations": annotations})
     found = annotated.loadRes([dict(each) for each in results]) if results else COCO(truth | {"annotations": []})
     count = COCOeval_faster(annotated, found, kind)
@@ -80,6 +79,13 @@ def coco_figures(
         counted = precision[:, :, place]
         by_class[names[category]] = float(counted.mean()) if (counted > -1).all() else None
     return CocoFigures(overall, by_class)
+
+
+def _complete(annotation: Record) -> Record:
+    """Return a copy, because COCO's tools write into records, without null: a missing area is that of the box."""
+    area, crowd = annotation.get("area"), annotation.get("iscrowd")
+    wide, high = annotation["bbox"][2:]
+    return annotation | {"area": wide * high if area is None else area, "iscrowd": int(crowd or 0)}
 
 
 def _known(value: float) -> float | None:

@@ -131,6 +131,10 @@ def test_crowd_regions_are_not_trained_on(make_coco: MakeCoco) -> None:
         (lambda c: c["annotations"][1].update(bbox=[1, 2, 3]), r"annotation 2 has a bbox \[1, 2, 3\], not 4 numbers"),
         (lambda c: c["annotations"][1].update(bbox=[1, 2, 3, float("nan")]), "annotation 2 has a bbox .*nan"),
         (lambda c: c["annotations"][1].pop("bbox"), "record 1 of annotations has no proper 'bbox'"),
+        (lambda c: c["annotations"][1].update(area="big"), "annotation 2 has an area of 'big', not a number"),
+        (lambda c: c["annotations"][1].update(iscrowd="no"), "annotation 2 has iscrowd 'no', not 0 or 1"),
+        (lambda c: c["images"][1].update(width="60"), "image 9 has a width of '60', not a number of pixels"),
+        (lambda c: c["images"][1].update(height=0), "image 9 has a height of 0, not a number of pixels"),
         (lambda c: c["annotations"].append(5), "record 3 of annotations is no object"),
         (lambda c: c["images"][2].update(id="8"), "record 2 of images has no proper 'id'"),
         (lambda c: c["annotations"][1].update(id=1), "duplicate id among annotations: 1"),
@@ -235,9 +239,17 @@ def test_pixels_stay_as_stored_unless_the_annotations_are_of_the_upright_image(m
     ],
 )
 def test_a_segmentation_that_is_none_is_named(make_coco: MakeCoco, segmentation: Any, message: str) -> None:
-    data = training_set(make_coco(lambda c: c["annotations"][1].update(segmentation=segmentation)), masks=True)
+    root = make_coco(lambda c: c["annotations"][1].update(segmentation=segmentation))
     with pytest.raises(ValueError, match=rf"instances_train\.json: annotation 2: .*{message}"):
-        _ = data[0]
+        _ = training_set(root, masks=True)[0]
+
+
+def test_masks_are_missed_before_the_training_begins(make_coco: MakeCoco) -> None:
+    make_coco()
+    root = make_coco(lambda c: c["annotations"][2].pop("segmentation"), split="val")
+    DetectionData(str(root), batch_size=1, workers=0).setup()
+    with pytest.raises(ValueError, match=r"instances_val\.json: annotation 3: .* and masks are asked for"):
+        DetectionData(str(root), batch_size=1, workers=0, masks=True).setup()
 
 
 def test_masks_survive_being_written_in_each_of_the_formats() -> None:

@@ -37,6 +37,9 @@ def test_pairs_are_found_in_every_layout(tmp_path: Path, images: str, masks: str
         expected.append((str(image), str(put(tmp_path / masks / f"{name}.png"))))
     (tmp_path / images / "notes.txt").touch()
     assert find_pairs(tmp_path, split) == expected
+    twin = put(tmp_path / images / "sub" / "a.png")
+    with pytest.raises(ValueError, match=rf"a\.JPG and {twin} have the same name but for the ending"):
+        find_pairs(tmp_path, split)
     assert has_split(tmp_path, split)
     assert not has_split(tmp_path, "train" if split == "test" else "test")
 

@@ -101,10 +101,12 @@ def test_finding_nothing_is_zero_and_nothing_to_find_is_no_figure(truth_and_resu
 def test_what_is_annotated_is_left_as_it_was(truth_and_results: Any) -> None:
     truth, results = truth_and_results
     before = json.dumps([truth, results])
-    without_area = truth | {"annotations": [{k: v for k, v in a.items() if k != "area"} for a in truth["annotations"]]}
-    assert coco_figures(without_area, results, [3, 6]).overall["ap"] == pytest.approx(
-        coco_figures(truth, results, [3, 6]).overall["ap"]
-    )
+    expected = coco_figures(truth, results, [3, 6]).overall["ap"]
+    without = [{k: v for k, v in a.items() if k != "area" and v != 0} for a in truth["annotations"]]
+    null = [a | {"area": None, "iscrowd": a["iscrowd"] or None} for a in truth["annotations"]]
+    for annotations in (without, null):
+        found = coco_figures(truth | {"annotations": annotations}, results, [3, 6]).overall["ap"]
+        assert found == pytest.approx(expected)
     assert json.dumps([truth, results]) == before
 
 
