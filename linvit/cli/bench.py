@@ -1,6 +1,5 @@
 """``linvit bench MODEL... [--against PEER...]``: latency, throughput and memory of models, in turns in one run."""
 
-import argparse
 import itertools
 import json
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Any
 from linvit.bench.run import Measurement, machine, measure, speed_up
 from linvit.bench.sides import RUNTIMES, Side
 from linvit.catalogue import PUBLISHED_TOP1
-from linvit.cli.common import Parser, print_json, print_rows, progress
+from linvit.cli.common import Parser, image_size, print_json, print_rows, progress
 from linvit.files import atomic_write
 
 FUSED = {"yes": (True,), "no": (False,), "both": (False, True)}
@@ -68,7 +67,7 @@ def _parse(argv: Sequence[str]) -> Any:
     parser.add_argument("--runtime", nargs="+", default=["eager"], help=f"{', '.join(RUNTIMES)} (eager)")
     parser.add_argument("--fused", choices=FUSED, default="yes", help="after the exact savings, before, or both (yes)")
     help = "PIXELS or HEIGHTxWIDTH, one or several (224)"
-    parser.add_argument("--img-size", nargs="+", type=_size, default=[(224, 224)], metavar="SIZE", help=help)
+    parser.add_argument("--img-size", nargs="+", type=image_size, default=[(224, 224)], metavar="SIZE", help=help)
     help = "float32, bfloat16, float16, int8; one or several (float32)"
     parser.add_argument("--precision", nargs="+", default=["float32"], help=help)
     parser.add_argument("--channels-last", action="store_true", help="layout of eager and compiled models")
@@ -99,14 +98,6 @@ def _parse(argv: Sequence[str]) -> Any:
         raise ValueError("--batch-size: an ExecuTorch program takes one image; leave it out, or executorch")
     _accuracies(args.top1)
     return args
-
-
-def _size(text: str) -> tuple[int, int]:
-    """Read ``224`` or ``224x320``."""
-    height, _, width = text.partition("x")
-    if not height.isdecimal() or not (width or height).isdecimal() or int(height) < 1 or int(width or 1) < 1:
-        raise argparse.ArgumentTypeError(f"must be PIXELS or HEIGHTxWIDTH, got {text!r}")
-    return int(height), int(width or height)
 
 
 def _accuracies(pairs: list[str]) -> dict[str, float]:

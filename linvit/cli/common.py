@@ -14,7 +14,17 @@ from rich.table import Table
 from linvit.data.images import UnreadableImage, load_image
 from linvit.data.loading import progress
 
-__all__ = ["SPLIT_OPTION", "Parser", "at_least", "load_sources", "print_facts", "print_json", "print_rows", "progress"]
+__all__ = [
+    "SPLIT_OPTION",
+    "Parser",
+    "at_least",
+    "image_size",
+    "load_sources",
+    "print_facts",
+    "print_json",
+    "print_rows",
+    "progress",
+]
 
 SPLIT_OPTION: dict[str, dict[str, Any]] = {
     "--split": {"default": "val", "metavar": "NAME", "help": "which part of DATA: val, test or train (val)"}
@@ -66,6 +76,14 @@ def at_least(least: int) -> Callable[[str], int]:
         return int(text)
 
     return number
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """Read a height and a width in pixels: ``224`` for both, or ``224x320``."""
+    height, _, width = text.partition("x")
+    if not height.isdecimal() or not (width or height).isdecimal() or int(height) < 1 or int(width or 1) < 1:
+        raise argparse.ArgumentTypeError(f"must be PIXELS or HEIGHTxWIDTH, got {text!r}")
+    return int(height), int(width or height)
 
 
 def print_rows(rows: Iterable[Mapping[str, Any]], title: str = "") -> None:

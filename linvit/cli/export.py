@@ -7,14 +7,18 @@ from typing import Any
 
 import torch
 from PIL import Image
+from timm.data import create_transform
 
-from linvit.checkpoints import class_names, load_model
-from linvit.cli.common import Parser, print_facts, print_json
+from linvit.checkpoints import class_names, load_model, task_of
+from linvit.cli.common import Parser, image_size, print_facts, print_json
 from linvit.data.datasets import Mnist5k
+from linvit.data.digit_scenes import DigitScenes
 from linvit.data.images import find_images, load_image
-from linvit.tasks.inference import Classifier
 
 DIGITS = "mnist5k"
+COMPARED, CALIBRATION = 100, 300
+"""Most images of each kind; more say little more."""
+
 FORMATS = ("onnx", "openvino", "coreml", "executorch", "torch")
 PRECISIONS = ("float32", "float16", "bfloat16", "int8")
 
@@ -26,7 +30,8 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--to", required=True, metavar="FORMAT", help=", ".join(FORMATS))
     parser.add_argument("--out", type=Path, metavar="FILE", help="what to write (model.* in the run folder)")
     parser.add_argument("--precision", default="float32", help=f"{', '.join(PRECISIONS)} (float32)")
-    parser.add_argument("--img-size", type=int, metavar="PIXELS", help="height and width (the model's)")
+    help = "PIXELS or HEIGHTxWIDTH (the model's)"
+    parser.add_argument("--img-size", type=image_size, metavar="SIZE", help=help)
     parser.add_argument("--dynamic-size", action="store_true", help="take any height and width in multiples of 32")
     parser.add_argument("--features", action="store_true", help="return the stages' maps instead of logits")
     help = "take uint8 images [B, H, W, 3], return probabilities"
@@ -45,29 +50,32 @@ def run(argv: Sequence[str]) -> int:
     if args.precision == "int8" and not args.calibration:
         raise ValueError("--precision int8 needs --calibration IMAGE..., images like those that the model will see")
     from linvit.deploy.export import BOUNDS, export_model, runtime
+    from linvit.deploy.job import input_config
 
     format = runtime(args.to)
-    classifier = Classifier(load_model(args.model), device="cpu", img_size=args.img_size)
+    model = load_model(args.model)
+    config = input_config(model, args.img_size)
     folder = Path(args.model) if Path(args.model).is_dir() else Path()
     bound = BOUNDS[args.precision] if args.bound is None else args.bound
 
     def pixels(names: list[str], most: int) -> torch.Tensor:
-        return _pixels(classifier, _images(names, most), args.with_preprocessing)
+        images = _images(names, most, scenes=task_of(args.model) in ("detect", "segment"))
+        return _pixels(images, config, args.with_preprocessing)
 
     export = export_model(
-        classifier.model,
+        model,
         args.out or folder / f"model{format.SUFFIX}",
         args.to,
-        pixels(args.images, most=12),
+        pixels(args.images, most=12 if args.images == [DIGITS] else COMPARED),
         precision=args.precision,
         bound=bound,
-        img_size=classifier.input_config["input_size"][1:],
+        img_size=config["input_size"][1:],
         fused=not args.no_fuse,
         features=args.features,
         preprocessing=args.with_preprocessing,
         dynamic_size=args.dynamic_size,
-        calibration=pixels(args.calibration, most=200) if args.precision == "int8" else None,
-        classes=class_names(classifier.model),
+        calibration=pixels(args.calibration, most=CALIBRATION) if args.precision == "int8" else None,
+        classes=class_names(model),
     )
     record = {
         "file": str(export.files[-1]),
@@ -86,20 +94,26 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _images(names: list[str], most: int) -> list[Image.Image]:
-    """Open the images, or spread a draw over the embedded digits: they are sorted by class, so all are among them."""
+def _images(names: list[str], most: int, scenes: bool) -> list[Image.Image]:
+    """Open images, at most so many, spread over what is named: folders are often sorted by class."""
     if names == [DIGITS]:
-        digits = Mnist5k(train=False)
-        return [digits[i]["image"] for i in range(0, len(digits), len(digits) // most)][:most]  # type: ignore[misc]
-    return [load_image(path) for path in find_images(names)]
+        digits: Any = DigitScenes(train=False) if scenes else Mnist5k(train=False)
+        return [found.image if scenes else found["image"] for found in (digits[i] for i in _spread(len(digits), most))]
+    paths = find_images(names)
+    return [load_image(paths[i]) for i in _spread(len(paths), most)]
 
 
-def _pixels(classifier: Classifier, images: list[Image.Image], raw: bool) -> torch.Tensor:
+def _spread(count: int, most: int) -> list[int]:
+    return [i * count // most for i in range(most)] if count > most else list(range(count))
+
+
+def _pixels(images: list[Image.Image], config: dict[str, Any], raw: bool) -> torch.Tensor:
     """Preprocess images for the exported model: normalised, or ``uint8`` of the model's size ``[B, H, W, 3]``."""
-    pixels = torch.stack([classifier.transform(image) for image in images])
+    transform: Any = create_transform(**config)
+    pixels = torch.stack([transform(image) for image in images])
     if not raw:
         return pixels
-    mean, std = (pixels.new_tensor(classifier.input_config[key]).view(-1, 1, 1) for key in ("mean", "std"))
+    mean, std = (pixels.new_tensor(config[key]).view(-1, 1, 1) for key in ("mean", "std"))
     return ((pixels * std + mean).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous()
 
 
@@ -113,7 +127,7 @@ def _words(record: dict[str, Any]) -> dict[str, str]:
         words["compared"] = "not run: CoreML runs on Apple's systems alone; compare there before you ship"
         return words
     words["compared on"] = f"{record['images']} images, relative to the model's largest output"
-    words["largest error"] = f"{record['max_error']:.1e} (bound {record['bound']:.0e})"
+    words["largest error"] = f"{record['max_error']:.1e} (bound {record['bound']:.2g})"
     words["mean error"] = f"{record['mean_error']:.1e}"
     if record["top1_agreement"] is not None:
         words["same top-1"] = f"{record['top1_agreement']:.0%}"

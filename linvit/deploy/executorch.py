@@ -30,6 +30,8 @@ def export(job: Job, path: Path) -> None:
     with quiet():
         if job.precision == "int8":
             program = _quantized(program, job)
+        elif job.precision == "float16":
+            program = program.run_decompositions(_NORMS)
         edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
         path.write_bytes(edge.to_executorch().buffer)
     path.with_suffix(".json").write_text(json.dumps(job.metadata, indent=1))
@@ -54,6 +56,21 @@ def load(path: Path, threads: int | None = None) -> Run:
 
     run.__dict__["program"] = program  # the method needs it alive
     return run
+
+
+def _layer_norm(x: Tensor, shape: list[int], weight: Any, bias: Any, eps: float, cudnn: bool = True) -> Tensor:
+    weight, bias = (None if t is None else t.float() for t in (weight, bias))
+    return torch.native_layer_norm(x.float(), shape, weight, bias, eps)[0].to(x.dtype)
+
+
+def _group_norm(x: Tensor, groups: int, weight: Any, bias: Any, eps: float, cudnn: bool = True) -> Tensor:
+    weight, bias = (None if t is None else t.float() for t in (weight, bias))
+    sizes = x.shape[0], x.shape[1], x[0, 0].numel()
+    return torch.native_group_norm(x.float(), weight, bias, *sizes, groups, eps)[0].to(x.dtype)
+
+
+_NORMS = {torch.ops.aten.layer_norm.default: _layer_norm, torch.ops.aten.group_norm.default: _group_norm}
+"""ExecuTorch's kernels of these add in the type of the input: in float16, 512 channels go entirely wrong (1.5.1)."""
 
 
 def _quantized(program: Any, job: Job) -> Any:

@@ -1,5 +1,6 @@
 """Export in any format: write, load the file in its runtime, compare with the model, and only then put it in place."""
 
+import dataclasses
 import importlib
 import os
 import shutil
@@ -11,7 +12,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from linvit.deploy.job import Features, Job, WithPreprocessing, make_job
+from linvit.deploy.job import Run, make_job
 
 __all__ = ["BOUNDS", "FORMATS", "Check", "Export", "compare", "export_model", "runtime"]
 
@@ -24,11 +25,16 @@ Another order of summation stays far below the first. The last is for logits of 
 """
 
 
+CLASSES = ("logits", "probabilities")
+"""Outputs ``[B, classes]`` or, for each pixel, ``[B, classes, H, W]``."""
+
+
 @dataclass(frozen=True)
 class Check:
     """How far a file's outputs are from the model's, relative to the model's largest.
 
-    ``top1_agreement`` is the share of images with the same most likely class; None where the outputs are no classes.
+    ``top1_agreement`` is the share of images, or of their pixels, with the same most likely class; None where the
+    outputs are no classes.
     """
 
     max_error: float
@@ -72,7 +78,8 @@ def export_model(
     """Write a model, run the file on images, compare, and put it in place only if it is good.
 
     Args:
-        model: A model of linvit or timm, made by :func:`linvit.load_model` or ``timm.create_model``.
+        model: A model of linvit or timm, made by :func:`linvit.load_model` or ``timm.create_model``, or a network for
+            detection or segmentation.
         path: The file (for CoreML, the package) to write; files that a format writes beside it have its name.
         format: One of :data:`FORMATS`.
         images: What to compare on, as the exported model takes them.
@@ -91,7 +98,7 @@ def export_model(
     bound = BOUNDS[precision] if bound is None else bound
     traced = "float32" if format in ("openvino", "coreml") and precision == "float16" else precision
     job = make_job(model, precision=traced, separate=format == "openvino", **options)  # type: ignore[arg-type]
-    job = Job(job.model, job.example, job.outputs, precision, job.dynamic_size, job.calibration, job.metadata)
+    job = dataclasses.replace(job, precision=precision)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         staged = Path(folder, path.stem + module.SUFFIX)
@@ -100,31 +107,19 @@ def export_model(
         if module.load is None:
             structure = module.describe(staged)
         else:
-            check = compare(reference(model, job), module.load(staged), images)
+            check = compare(job.reference, module.load(staged), images, job.outputs[0] in CLASSES)
             if not check.max_error <= bound:  # a NaN is no pass
                 raise ValueError(
-                    f"the export differs from the model by {check.max_error:.1e} (bound {bound:.0e}): "
+                    f"the export differs from the model by {check.max_error:.1e} (bound {bound:.2g}): "
                     f"{path} was not written"
                 )
         files = [_put_in_place(part, path.with_suffix(part.suffix)) for part in sorted(Path(folder).iterdir())]
     return Export(files, sum(map(_size, files)), check, structure)
 
 
-def reference(model: nn.Module, job: Job) -> nn.Module:
-    """Return the model as it is, in float32, between what the job has around it."""
-    plain: nn.Module = model.float().eval()
-    wrapper = job.model
-    if job.outputs[0].startswith("map"):
-        plain = Features(plain)
-    if isinstance(wrapper, WithPreprocessing):
-        plain = WithPreprocessing(plain, (0.5,) * 3, (0.5,) * 3, wrapper.softmax)
-        plain.shift, plain.scale = wrapper.shift, wrapper.scale
-    return plain
-
-
 @torch.inference_mode()
-def compare(model: nn.Module, run, images: Tensor) -> Check:
-    """Run a model and a loaded file on the same images and compare what comes out."""
+def compare(model: nn.Module, run: Run, images: Tensor, classes: bool = False) -> Check:
+    """Run a model and a loaded file on the same images and compare what comes out, also the likeliest ``classes``."""
     expected = model(images)
     expected = [expected] if isinstance(expected, Tensor) else list(expected)
     actual = run(images)
@@ -133,7 +128,7 @@ def compare(model: nn.Module, run, images: Tensor) -> Check:
         for one, other in zip(actual, expected, strict=True)
     ]
     top1 = None
-    if len(expected) == 1 and expected[0].ndim == 2:
+    if classes:
         top1 = (actual[0].argmax(1) == expected[0].argmax(1)).double().mean().item()
     return Check(
         max_error=max(error.max().item() for error in errors),

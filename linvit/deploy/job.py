@@ -19,8 +19,9 @@ from linvit.attention import StripeAttention, WindowAttention
 from linvit.deploy._attention import FusedWindowAttention
 from linvit.deploy._separate import separate_groups
 from linvit.deploy.fuse import fuse, is_fused
+from linvit.heads import DenseModel
 
-__all__ = ["DTYPES", "Features", "Job", "Run", "WithPreprocessing", "make_job", "quiet"]
+__all__ = ["DTYPES", "Features", "Job", "Run", "WithPreprocessing", "input_config", "make_job", "quiet"]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -34,6 +35,7 @@ class Job:
 
     Attributes:
         model: Takes ``images``, returns a tensor or several.
+        reference: The model as it is, in float32, with the same inputs and outputs.
         example: Images of the native size.
         outputs: Names of what it returns.
         precision: "float32", "float16", "bfloat16" or "int8".
@@ -43,6 +45,7 @@ class Job:
     """
 
     model: nn.Module
+    reference: nn.Module
     example: Tensor
     outputs: tuple[str, ...]
     precision: str = "float32"
@@ -94,8 +97,8 @@ class WithPreprocessing(nn.Module):
         self.register_buffer("shift", 255 * torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("scale", 1 / (255 * torch.tensor(std)).view(1, -1, 1, 1))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map ``uint8`` images ``[B, H, W, 3]`` of the model's size to probabilities."""
+    def forward(self, images: Tensor) -> Any:
+        """Map ``uint8`` images ``[B, H, W, 3]`` of the model's size to probabilities or whatever the model returns."""
         y = self.model((images.permute(0, 3, 1, 2).float() - self.shift) * self.scale)
         return y.softmax(dim=1) if self.softmax else y
 
@@ -128,46 +131,49 @@ def make_job(
     """Make a model ready for export.
 
     Args:
-        model: A model of linvit or timm; it stays as it is.
+        model: A model of linvit or timm, or a network of :mod:`linvit.heads`; it stays as it is.
         img_size: Height and width in pixels; None takes the model's.
         precision: "float32", "float16", "bfloat16" or "int8".
         fused: Apply :func:`linvit.deploy.fuse`.
         separate: Keep CARE's channel groups separate tensors where they are wide; a fused model alone can.
-        features: Export the stages' maps instead of the classifier.
+        features: Export the stages' maps instead of the classifier; of a detector, the pyramid's.
         preprocessing: Take ``uint8`` images ``[B, H, W, 3]`` and return probabilities.
         dynamic_size: Take any height and width that is a multiple of 32.
         calibration: Images as the exported model takes them, for int8.
         classes: Names of the classes, for the metadata.
 
     Raises:
-        ValueError: The model's size cannot be dynamic, or int8 has nothing to calibrate with.
+        ValueError: The model's size cannot be dynamic or is not known, int8 has nothing to calibrate with, or a
+            detector cannot be exported.
     """
     if precision not in (*DTYPES, "int8"):
         raise ValueError(f"precision must be one of {', '.join(DTYPES)}, int8, got {precision!r}")
     if precision == "int8" and calibration is None:
         raise ValueError("precision int8 needs calibration images: give --calibration IMAGE...")
-    config = resolve_model_data_config(model)
-    channels, *native = config["input_size"]
-    height, width = img_size or native
+    config = input_config(model, img_size)
+    channels, height, width = config["input_size"]
     if dynamic_size:  # a side of one times 32 would be taken for a constant
         height, width = (max(64, -(-side // 32) * 32) for side in (height, width))
-    prepared = fuse(model) if fused and not is_fused(model) else copy.deepcopy(model).eval()
-    if separate and is_fused(prepared):
-        prepared = separate_groups(prepared)
-    prepared = prepared.cpu()
+    if isinstance(model, DenseModel) and (height % 32 or width % 32):
+        raise ValueError(f"img_size must be multiples of 32 to {model.task}, got {height}x{width}")
     if dynamic_size and any(
         isinstance(m, WindowAttention | StripeAttention | FusedWindowAttention) for m in model.modules()
     ):
         raise ValueError(f"{type(model).__name__} attends in windows, which fixes the size: leave out --dynamic-size")
-    outputs: tuple[str, ...] = ("probabilities" if preprocessing else "logits",)
-    if features:
-        prepared = Features(prepared)
-        outputs = prepared.names
+    prepared = fuse(model) if fused and not is_fused(model) else copy.deepcopy(model).eval()
+    if separate and is_fused(prepared):
+        prepared = separate_groups(prepared)
+    prepared, outputs = _body(prepared.cpu(), features)
+    reference, _ = _body(model.float().eval(), features)
     if precision in ("float16", "bfloat16"):
         prepared = _InPrecision(prepared, DTYPES[precision])
     example = torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(0))
     if preprocessing:
-        prepared = WithPreprocessing(prepared, config["mean"], config["std"], softmax=not features)
+        softmax = outputs == ("logits",)
+        outputs = ("probabilities",) if softmax else outputs
+        prepared, reference = (
+            WithPreprocessing(each, config["mean"], config["std"], softmax) for each in (prepared, reference)
+        )
         example = (example * 64 + 128).clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
     metadata = {
         "input_size": json.dumps([channels, height, width]),
@@ -178,7 +184,43 @@ def make_job(
     }
     if classes is not None and not features:
         metadata["classes"] = json.dumps(list(classes))
-    return Job(prepared.eval(), example, outputs, precision, dynamic_size, calibration, metadata)
+    return Job(prepared.eval(), reference, example, outputs, precision, dynamic_size, calibration, metadata)
+
+
+def input_config(model: Any, img_size: tuple[int, int] | None = None) -> dict[str, Any]:
+    """Return what a model sees, under timm's names.
+
+    Args:
+        model: A classifier, or a network of :mod:`linvit.heads`.
+        img_size: Height and width in pixels; None takes the model's.
+
+    Raises:
+        ValueError: The model has no size of its own and none is given.
+    """
+    if isinstance(model, DenseModel):
+        from linvit.deploy.dense import dense_config  # torchvision's detectors take a second to import
+
+        config = dense_config(model)
+    else:
+        config = resolve_model_data_config(model)
+    if img_size is not None:
+        channels = config["input_size"][0] if config["input_size"] else 3
+        config["input_size"] = (channels, *img_size)
+    if config["input_size"] is None:
+        raise ValueError("img_size: the model takes images of any size; give --img-size HEIGHTxWIDTH")
+    return config
+
+
+def _body(model: Any, features: bool) -> tuple[nn.Module, tuple[str, ...]]:
+    """Return what of a model is exported, and the names of its outputs."""
+    if isinstance(model, DenseModel):
+        from linvit.deploy.dense import dense_body
+
+        return dense_body(model, features)
+    if features:
+        maps = Features(model)
+        return maps, maps.names
+    return model, ("logits",)
 
 
 @contextlib.contextmanager

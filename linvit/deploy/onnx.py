@@ -74,10 +74,11 @@ def _quantized(proto: Any, calibration: Tensor) -> Any:
             done,
             Images(),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "Gemm"],
+            op_types_to_quantize=["Conv", "Gemm", "MatMul"],
             per_channel=True,
             reduce_range=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
+            extra_options={"MatMulConstBOnly": True},  # linear layers over rows of tokens, and no products of two maps
         )
         return onnx.load(done)

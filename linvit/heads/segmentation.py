@@ -149,7 +149,7 @@ def slide(network: nn.Module, image: Tensor, window: int, stride: int) -> Tensor
 def _padded(length: int) -> int:
     """Return the next whole multiple of the coarsest stride, two at least: a map of one pixel cannot be normalised."""
     coarsest = STRIDES[-1]
-    return max(2, math.ceil(length / coarsest)) * coarsest
+    return max(2, -(-length // coarsest)) * coarsest
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:

@@ -13,6 +13,7 @@ import torch
 import linvit
 from linvit.deploy import export_model
 from linvit.deploy.export import runtime
+from linvit.deploy.job import Job
 from tests.conftest import CLASSES
 
 OPTIONS = {"img_size": (32, 32), "classes": CLASSES}
@@ -153,3 +154,12 @@ def test_what_a_format_lacks_is_named(model, tmp_path):
         export_model(model, tmp_path / "m", "coreml", images(), precision="int8")
     with pytest.raises(ValueError, match=r"format must be one of onnx, openvino, .*, got 'tflite'"):
         export_model(model, tmp_path / "m", "tflite", images())
+
+
+def test_executorch_normalises_wide_layers_in_float32(tmp_path):
+    norms = torch.nn.Sequential(torch.nn.LayerNorm(512), torch.nn.GroupNorm(1, 49)).eval()
+    x = torch.randn(1, 49, 512, generator=torch.Generator().manual_seed(0))
+    job = Job(norms.half(), norms, x.half(), ("logits",), "float16")
+    runtime("executorch").export(job, tmp_path / "m.pte")
+    (y,) = runtime("executorch").load(tmp_path / "m.pte")(x.half())
+    assert (y - norms.float()(x)).abs().max() < 1e-2

@@ -1,0 +1,103 @@
+"""Every format and precision of a model of each family: does it go through, and how far is the file from the model?
+
+    python benchmarks/export_table.py --photos imagenette128 --trained runs/imagenette --out export_table.json
+
+Registered names have random weights from a fixed seed, CARE with a layer scale of 0.5 so that its blocks take part;
+errors of float32 and half precision are as telling as with trained weights, top-1 agreement and int8 are not. For
+these there is ``--trained``. A cell that is in the file already is not run again.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+import linvit
+from linvit.data.images import images_below, load_image
+from linvit.deploy.export import FORMATS, export_model, runtime
+from linvit.files import atomic_write
+from linvit.tasks.inference import Classifier
+
+MODELS = {"care_s0": {"layer_scale_init_value": 0.5}, "flatten_pvt_tiny": {}, "flatten_swin_tiny": {}, "linglo_b0": {}}
+
+
+def build(name: str) -> torch.nn.Module:
+    if name not in MODELS:
+        return linvit.load_model(name)
+    torch.manual_seed(0)
+    return timm.create_model(name, **MODELS[name]).eval()
+
+
+def photos(classifier: Classifier, folder: Path, count: int) -> torch.Tensor:
+    """Preprocess a draw spread over a folder: its files are sorted by class, so all are among them."""
+    paths = images_below(folder)
+    return torch.stack([classifier.transform(load_image(paths[i * len(paths) // count])) for i in range(count)])
+
+
+def cell(name: str, format: str, precision: str, data: Path, count: int) -> dict[str, Any]:
+    """Export once, and say what came of it."""
+    classifier = Classifier(build(name), device="cpu")
+    size = classifier.input_config["input_size"][1:]
+    calibration = photos(classifier, data / "train", 100) if precision == "int8" else None
+    record: dict[str, Any] = {"model": name, "format": format, "precision": precision, "img_size": list(size)}
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            export = export_model(
+                classifier.model,
+                Path(folder, "model"),
+                format,
+                photos(classifier, data / "val", count),
+                precision=precision,
+                img_size=size,
+                calibration=calibration,
+            )
+        except Exception as error:
+            return record | {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+    check = asdict(export.check) if export.check else {"structure": export.structure}
+    return record | check | {"megabytes": export.bytes / 1e6, "seconds": time.perf_counter() - begin}
+
+
+def words(record: dict[str, Any]) -> str:
+    if "error" in record:
+        return record["error"]
+    if "structure" in record:
+        return f"converted, {record['megabytes']:.1f} MB"
+    errors = f"{record['max_error']:.0e}, {record['mean_error']:.0e}"
+    return f"{errors}, {record['top1_agreement']:.0%}, {record['megabytes']:.1f} MB"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True, help="folder with train and val")
+    parser.add_argument("--trained", nargs="+", default=[], metavar="MODEL", help="run folders, besides random weights")
+    parser.add_argument("--models", nargs="*", default=list(MODELS))
+    parser.add_argument("--formats", nargs="+", default=FORMATS, choices=FORMATS)
+    parser.add_argument("--images", type=int, default=24, help="photos to compare on")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    records = json.loads(args.out.read_text()) if args.out.exists() else []
+    done = {(record["model"], record["format"], record["precision"]) for record in records if "error" not in record}
+    records = [record for record in records if "error" not in record]
+    for name in [*args.models, *args.trained]:
+        for format in args.formats:
+            for precision in runtime(format).PRECISIONS:
+                if (name, format, precision) in done:
+                    continue
+                records.append(cell(name, format, precision, args.photos, args.images))
+                print(f"{name}, {format}, {precision}: {words(records[-1])}", flush=True)
+                with atomic_write(args.out) as temporary:
+                    temporary.write_text(json.dumps(records, indent=1) + "\n")
+    print("\n| model | format | precision | largest and mean error, same top-1, size |\n|---|---|---|---|")
+    for record in records:
+        print(f"| {record['model']} | {record['format']} | {record['precision']} | {words(record)} |")
+
+
+if __name__ == "__main__":
+    main()
