@@ -53,7 +53,9 @@ def plot_curves(metrics_csv: str | Path, out_png: str | Path, figures: Mapping[s
         axes.grid(color="#e5e7eb")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        if axes.lines:
+        if len(axes.get_legend_handles_labels()[1]) > 3:  # too many for a free corner
+            axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        elif axes.lines:
             axes.legend(frameon=False)
     _save(figure, out_png)
 
