@@ -3,6 +3,9 @@
 import csv
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +151,47 @@ def test_resuming_within_an_epoch_wants_the_same_total_batch(
     killed_at(4, arguments(photos, out, "--checkpoint.steps=2"))
     assert main(["train", "--resume", str(out), "--data.batch_size=4"]) == 2
     assert "stopped within an epoch of batches of 8 images, not 4" in capsys.readouterr().err
+
+
+SHARDED = (
+    "--trainer.strategy=ModelParallelStrategy",
+    "--trainer.strategy.data_parallel_size=2",
+    "--trainer.strategy.tensor_parallel_size=1",
+    "--trainer.strategy.save_distributed_checkpoint=false",
+    "--model.ema_decay=0",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [(), SHARDED], ids=["ddp", "fsdp2"])
+def test_ctrl_c_stops_two_processes_of_the_command_line_and_the_run_goes_on(
+    photos: Path, tmp_path: Path, strategy: tuple[str, ...]
+) -> None:
+    def start(*given: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "linvit.cli.main", *given]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+    def two(out: Path) -> list[str]:
+        return arguments(
+            photos, out, *strategy, "--trainer.devices=2", "--data.batch_size=4", "--trainer.max_epochs=20"
+        )
+
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    assert start(*two(whole)).wait() == 0
+    run = start(*two(out))
+    while not (out / "metrics.csv").is_file() or len(metrics(out)) < UPDATES + 2:
+        assert run.poll() is None
+        time.sleep(0.01)
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does
+    said = run.communicate()[1]
+    assert run.returncode == 130, said
+    assert f"interrupted; go on with: linvit train --resume {out}" in said.splitlines()[-1]
+    assert "Traceback" not in said
+    assert UPDATES < checkpoint(out)["global_step"] < 20 * UPDATES
+    assert start("train", "--resume", str(out)).wait() == 0
+    assert metrics(out) == metrics(whole)
+    for name, value in checkpoint(whole)["state_dict"].items():
+        assert torch.equal(checkpoint(out)["state_dict"][name], value), name
 
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, calls: set[int]) -> None:
