@@ -214,7 +214,7 @@ class TrainCLI(LightningCLI):
         progress = RichProgressBar(leave=True, console_kwargs={"stderr": True}) if bar else EpochLines()
         seeding = StepSeed(int(self.config.seed_everything))
         kept = [seeding, self.skipping, self.keeper, self.checkpoint]
-        return super().instantiate_trainer(
+        trainer = super().instantiate_trainer(
             default_root_dir=str(self.folder),
             enable_progress_bar=bar,
             plugins=[*_listed(given.plugins), files.AtomicCheckpointIO()],
@@ -226,6 +226,9 @@ class TrainCLI(LightningCLI):
             ],
             **kwargs,
         )
+        if given.sync_batchnorm and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
+            raise ValueError("--trainer.sync_batchnorm must be false on CPUs: torch has it for GPUs only")
+        return trainer
 
     def settings(self) -> str:
         """Return the text of ``config.yaml``."""
@@ -261,7 +264,7 @@ def _fit(cli: TrainCLI) -> float:
         with cli.checkpoint.catching_interrupts():
             cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=str(cli.last) if cli.last else None)
     except (Exception, SystemExit) as error:  # Lightning exits on signals, and loading processes may die of them
-        if cli.checkpoint.interrupted or cli.trainer.received_sigterm:
+        if cli.checkpoint.interrupted:
             raise KeyboardInterrupt(f"interrupted; go on with: linvit train --resume {cli.folder}") from error
         raise
     return time.perf_counter() - begin

@@ -139,7 +139,7 @@ class VisionTask(LightningModule):
         if self.hparams["ema_decay"]:
             raise ValueError("ema_decay must be 0 with a sharded network: each device would need all of the average")
         self.model.to(memory_format=torch.contiguous_format)  # shards of channels-last weights are not possible
-        for module in list(self.model.modules()):
+        for module in reversed(list(self.model.modules())):  # a block within a block comes first
             if isinstance(module, nn.ModuleList | nn.Sequential):
                 for block in module:
                     if any(True for _ in block.children()):
@@ -230,8 +230,11 @@ class VisionTask(LightningModule):
         self.stopwatch.start_lap()
 
     def on_validation_start(self) -> None:
-        """Stop the clock for the validation."""
+        """Stop the clock for the validation; all devices take the first one's statistics of BatchNorm, as with DDP."""
         self.stopwatch.stop()
+        if isinstance(self.model, FSDPModule):
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def on_validation_end(self) -> None:
         """Let the clock go on."""

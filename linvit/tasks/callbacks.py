@@ -124,15 +124,16 @@ class LastCheckpoint(ModelCheckpoint):
 
     @contextmanager
     def catching_interrupts(self) -> Generator[None]:
-        """Let Ctrl-C end the training in an orderly way within this block."""
+        """Let Ctrl-C and SIGTERM end the training in an orderly way within this block."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        previous = signal.signal(signal.SIGINT, self._on_signal)
+        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         at_once = self.interrupted or not self._training
@@ -144,6 +145,9 @@ class LastCheckpoint(ModelCheckpoint):
         """From here on Ctrl-C waits for the end of the update."""
         super().on_train_start(trainer, pl_module)
         self._training = True
+        if signal.getsignal(signal.SIGINT) == self._on_signal:
+            # Lightning put a handler around ours that has all devices talk to each other wherever they are: a deadlock.
+            signal.signal(signal.SIGTERM, self._on_signal)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Stop after Ctrl-C, or write the checkpoint when it is time: all of the batch before is in the logs now.

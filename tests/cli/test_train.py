@@ -382,6 +382,7 @@ def test_alone_it_trains_care_on_the_embedded_digits(
         (["--resume"], "argument --resume: expected one argument"),
         (["--resume=gone"], "gone holds no run to resume: it has no config.yaml"),
         (["--data.root=gone"], "data folder gone does not exist"),
+        (["--trainer.devices=2", "--trainer.sync_batchnorm=true"], "--trainer.sync_batchnorm must be false on CPUs"),
         (["--trainer.accelerator=hamster"], "You selected an invalid accelerator name"),
         (["--out=taken"], "cannot make the run folder taken: taken is a file"),
         (["--trainer.max_epochs=-1"], "the schedule needs an end: set trainer.max_epochs or trainer.max_steps"),
