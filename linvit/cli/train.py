@@ -60,6 +60,7 @@ _NOISE = (
     ".*LeafSpec",
     ".*`training_step` returned `None`",
     ".*in eval mode at the start of training",
+    ".*Grad strides do not match bucket view strides",
 )
 
 
