@@ -160,10 +160,13 @@ def make_job(
         isinstance(m, WindowAttention | StripeAttention | FusedWindowAttention) for m in model.modules()
     ):
         raise ValueError(f"{type(model).__name__} attends in windows, which fixes the size: leave out --dynamic-size")
+    if dynamic_size and isinstance(model, DenseModel) and model.task == "detect" and not features:
+        raise ValueError("a detector's anchors fix the size: leave out --dynamic-size")
     prepared = fuse(model) if fused and not is_fused(model) else copy.deepcopy(model).eval()
     if separate and is_fused(prepared):
         prepared = separate_groups(prepared)
-    prepared, outputs = _body(prepared.cpu(), features)
+    # ExecuTorch does not lower weights in channels-last.
+    prepared, outputs = _body(prepared.cpu().to(memory_format=torch.contiguous_format), features)
     reference, _ = _body(model.float().eval(), features)
     if precision in ("float16", "bfloat16"):
         prepared = _InPrecision(prepared, DTYPES[precision])

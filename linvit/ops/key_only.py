@@ -90,10 +90,11 @@ def global_context(saliency: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """
     if not torch.jit.is_scripting():
         _check_shapes("global_context", saliency, v)
-    B, N, C = v.shape
+    B, N = v.shape[:2]
     acc = accumulation_dtype(v)
     weights = saliency.to(acc).softmax(dim=1).unsqueeze(-1)
-    return (weights * v.to(acc).reshape(B, N, saliency.shape[2], -1)).sum(dim=1).reshape(B, 1, C).to(v.dtype)
+    # OpenVINO takes a reshape from [B, h, d] to [B, 1, C] for one that changes nothing; this it understands.
+    return (weights * v.to(acc).reshape(B, N, saliency.shape[2], -1)).sum(dim=1, keepdim=True).flatten(2).to(v.dtype)
 
 
 def local_context_reference(

@@ -1,5 +1,6 @@
 """What an exported file computes is what the model computes, and a file that does not is not kept."""
 
+import copy
 import json
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 import linvit
 from linvit.deploy import export_model
 from linvit.deploy.export import runtime
-from linvit.deploy.job import Job
+from linvit.deploy.job import Job, make_job
 from tests.conftest import CLASSES
 
 OPTIONS = {"img_size": (32, 32), "classes": CLASSES}
@@ -163,3 +164,8 @@ def test_executorch_normalises_wide_layers_in_float32(tmp_path):
     runtime("executorch").export(job, tmp_path / "m.pte")
     (y,) = runtime("executorch").load(tmp_path / "m.pte")(x.half())
     assert (y - norms.float()(x)).abs().max() < 1e-2
+
+
+def test_models_in_channels_last_are_exported_in_the_usual_layout(model):
+    job = make_job(copy.deepcopy(model).to(memory_format=torch.channels_last), (32, 32))
+    assert all(parameter.is_contiguous() for parameter in job.model.parameters())
