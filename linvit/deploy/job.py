@@ -103,6 +103,21 @@ class WithPreprocessing(nn.Module):
         return y.softmax(dim=1) if self.softmax else y
 
 
+class _InTiles(nn.Module):
+    """Images whose sides are multiples of 32, into a model that was traced for such: a runtime refuses all others.
+
+    Without it, convolutions over patches would leave out the last rows and columns of others, and nobody would know.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Any:
+        B, C, H, W = images.shape
+        return self.model(images.reshape(B, C, H // 32, 32, W // 32, 32).flatten(4, 5).flatten(2, 3))
+
+
 class _InPrecision(nn.Module):
     """A model computed in half precision, between float32 images and float32 outputs."""
 
@@ -168,6 +183,8 @@ def make_job(
     # ExecuTorch does not lower weights in channels-last.
     prepared, outputs = _body(prepared.cpu().to(memory_format=torch.contiguous_format), features)
     reference, _ = _body(model.float().eval(), features)
+    if dynamic_size:
+        prepared = _InTiles(prepared)
     if precision in ("float16", "bfloat16"):
         prepared = _InPrecision(prepared, DTYPES[precision])
     example = torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(0))

@@ -116,6 +116,16 @@ def test_dynamic_size_and_features(model, tmp_path, format):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_sides_that_are_no_multiples_of_32_are_refused_by_the_runtime(model, tmp_path, format):
+    module = runtime(format)
+    export = export_model(model, tmp_path / "m.x", format, images(1, 64, 64), dynamic_size=True, **OPTIONS)
+    run = module.load(next(file for file in export.files if file.suffix == module.SUFFIX))
+    assert run(images(1, 64, 96))[0].shape == (1, 3)
+    with pytest.raises(Exception, match="Reshape"):
+        run(images(1, 37, 1013))
+
+
 @pytest.mark.slow
 def test_dynamic_size_interpolates_positions(tmp_path):
     model = timm.create_model(
