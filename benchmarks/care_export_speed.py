@@ -14,6 +14,7 @@ activations. Sides take turns; medians. The outputs of all but the last are comp
 """
 
 import argparse
+import dataclasses
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -73,7 +74,7 @@ def forms(model: nn.Module, name: str, images: torch.Tensor, threads: int) -> It
         for step in ("published", "fused", "separate", "no GELU"):
             job = make_job(model, tuple(images.shape[2:]), fused=step != "published", separate=step == "separate")
             if step == "no GELU":
-                job = type(job)(NoGelu(job.model).eval(), job.example, job.outputs)
+                job = dataclasses.replace(job, model=NoGelu(job.model).eval())
             path = Path(folder, step + module.SUFFIX)
             module.export(job, path)
             yield step, module.load(path, threads, *([precision] if format == "openvino" else []))
