@@ -138,7 +138,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--temperature", type=float, default=2.0)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--train-batches", type=float, default=1.0, help="share of the training batches per epoch")
     parser.add_argument("--val-every", type=int, default=1, help="validate on every n-th held-out image")
     parser.add_argument("--precision", default="32-true")

@@ -27,11 +27,11 @@ def plot_accuracy(measurements: Sequence[Measurement], top1: Mapping[str, float]
     for axes, (label, group) in zip(panels, groups.items(), strict=True):
         for m in group:
             lower, middle, upper = (1e3 * seconds for seconds in m.latency)
-            colour = "#2563eb" if m.side.model in ours else "#6b7280"
+            colour, below = ("#2563eb", -11) if m.side.model in ours else ("#6b7280", 4)
             spread = [[middle - lower], [upper - middle]]
             axes.errorbar(middle, top1[m.side.model], xerr=spread, fmt="o", markersize=5, color=colour)
             point = (middle, top1[m.side.model])
-            axes.annotate(m.side.model, point, xytext=(4, 4), textcoords="offset points", fontsize=8, color=colour)
+            axes.annotate(m.side.model, point, xytext=(4, below), textcoords="offset points", fontsize=8, color=colour)
         axes.set_title(label, fontsize=9)
         axes.margins(x=0.25, y=0.1)
         axes.set_xlabel("milliseconds for one image")

@@ -42,6 +42,8 @@ def load(path: Path, threads: int | None = None) -> Run:
     """Open a file in ONNX Runtime on the CPU."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # Threads of a session would go on spinning after its call, and take the processor from what comes next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
