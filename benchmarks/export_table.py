@@ -44,7 +44,7 @@ def cell(name: str, format: str, precision: str, data: Path, count: int) -> dict
     """Export once, and say what came of it."""
     classifier = Classifier(build(name), device="cpu")
     size = classifier.input_config["input_size"][1:]
-    calibration = photos(classifier, data / "train", 100) if precision == "int8" else None
+    calibration = photos(classifier, data / "train", 200) if precision == "int8" else None
     record: dict[str, Any] = {"model": name, "format": format, "precision": precision, "img_size": list(size)}
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +79,8 @@ def main() -> None:
     parser.add_argument("--trained", nargs="+", default=[], metavar="MODEL", help="run folders, besides random weights")
     parser.add_argument("--models", nargs="*", default=list(MODELS))
     parser.add_argument("--formats", nargs="+", default=FORMATS, choices=FORMATS)
-    parser.add_argument("--images", type=int, default=24, help="photos to compare on")
+    parser.add_argument("--images", type=int, default=24, help="photos to compare models with random weights on")
+    parser.add_argument("--trained-images", type=int, default=500, help="photos to compare trained models on")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     records = json.loads(args.out.read_text()) if args.out.exists() else []
@@ -90,7 +91,8 @@ def main() -> None:
             for precision in runtime(format).PRECISIONS:
                 if (name, format, precision) in done:
                     continue
-                records.append(cell(name, format, precision, args.photos, args.images))
+                count = args.images if name in MODELS else args.trained_images
+                records.append(cell(name, format, precision, args.photos, count))
                 print(f"{name}, {format}, {precision}: {words(records[-1])}", flush=True)
                 with atomic_write(args.out) as temporary:
                     temporary.write_text(json.dumps(records, indent=1) + "\n")

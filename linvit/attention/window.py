@@ -97,12 +97,12 @@ class StripeAttention(TokenAttention):
             grid_size = self.grid_size
         B, N, C = x.shape
         branches = len(self.windows)
-        qkv = self.qkv(x).reshape(B, grid_size[0], grid_size[1], 3, branches, C // branches)
+        qkv = self.qkv(x).reshape(B, grid_size[0], grid_size[1], 3, C).chunk(branches, dim=4)
         parts = []
         for i, local in enumerate(self.get_v):
             window = self.windows[i]
             part = window_attention(
-                qkv[..., i, :],
+                qkv[i],
                 self.num_heads // branches,
                 window,
                 [0, 0],

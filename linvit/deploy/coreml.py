@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch._decomp import get_decompositions
+
 from linvit.deploy.job import Job, quiet
 
 try:
@@ -32,7 +35,7 @@ def export(job: Job, path: Path) -> None:
     precision = coremltools.precision.FLOAT32 if job.precision == "float32" else coremltools.precision.FLOAT16
     with quiet():
         package = coremltools.convert(
-            job.program(dynamic_batch=False).run_decompositions({}),
+            job.program(dynamic_batch=False).run_decompositions(get_decompositions([torch.ops.aten.addcmul])),
             convert_to="mlprogram",
             inputs=[coremltools.TensorType(name="images", shape=tuple(job.example[:1].shape))],
             outputs=[coremltools.TensorType(name=name) for name in job.outputs],

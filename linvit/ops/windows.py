@@ -49,9 +49,9 @@ def window_attention(
     down, across = (H + pad_rows) // rows, (W + pad_cols) // cols
     num_windows, tokens = down * across, rows * cols
 
-    # One copy brings q, k and v into windows; heads stay a view.
-    qkv = qkv.reshape(B, down, rows, across, cols, 3, C).permute(5, 0, 1, 3, 2, 4, 6)
-    q, k, v = qkv.reshape(3, B * num_windows, tokens, C).unbind(0)
+    # One copy brings q, k and v into windows; heads stay a view. With more axes CoreML and XNNPACK would not take it.
+    qkv = qkv.reshape(B * down, rows, across, -1).transpose(1, 2)
+    q, k, v = qkv.reshape(B * num_windows, tokens, 3, C).unbind(2)
 
     mask = bias
     if padded or shifted:
@@ -69,7 +69,7 @@ def window_attention(
         v = v.reshape(B * num_windows, rows, cols, C).permute(0, 3, 1, 2)
         x = x + F.conv2d(v, local_weight, local_bias, padding=1, groups=C).permute(0, 2, 3, 1)
 
-    x = x.reshape(B, down, across, rows, cols, C).transpose(2, 3).reshape(B, H + pad_rows, W + pad_cols, C)
+    x = x.reshape(B * down, across, rows, cols, C).transpose(1, 2).reshape(B, H + pad_rows, W + pad_cols, C)
     if shifted:
         x = torch.roll(x, (shift_rows, shift_cols), (1, 2))
     return x[:, :H, :W] if padded else x
@@ -87,7 +87,7 @@ def _same_region(H: int, W: int, window: list[int], shift: list[int], device: to
     for size, length, offset in ((H, window[0], shift[0]), (W, window[1], shift[1])):
         index = torch.arange(size + -size % length, device=device)
         region = (index < offset).to(torch.long) + 2 * (index >= size).to(torch.long)
-        regions.append(torch.roll(region, -offset).reshape(-1, length))
+        regions.append(torch.roll(region, -offset, 0).reshape(-1, length))
     joint = 4 * regions[0][:, None, :, None] + regions[1][None, :, None, :]  # [down, across, rows, cols]
     joint = joint.flatten(2).flatten(0, 1)
     return joint.unsqueeze(1) == joint.unsqueeze(2)
