@@ -1,33 +1,33 @@
 """Pictures of measurements: latency against accuracy, cost against resolution."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-import linvit
 from linvit.bench.run import Measurement
 from linvit.files import atomic_write
 
 __all__ = ["plot_accuracy", "plot_resolution"]
 
 
-def plot_accuracy(measurements: Sequence[Measurement], top1: Mapping[str, float], out_png: Path) -> None:
+def plot_accuracy(
+    measurements: Sequence[Measurement], top1: Mapping[str, float], out_png: Path, peers: Collection[str] = ()
+) -> None:
     """Draw the latency of each model of which an accuracy is known against it, with the quartiles as a bar.
 
-    Each runtime, form and precision has a panel of its own; linvit's models stand out.
+    Each runtime, form and precision has a panel of its own; peers are gray.
     """
     known = [m for m in measurements if m.side.model in top1]
     groups = _groups(known, lambda m: f"{m.side.runtime}, {m.side.form}, {m.side.precision}")
     figure, panels = _figure(columns=len(groups))
-    ours = set(linvit.list_models())
     for axes, (label, group) in zip(panels, groups.items(), strict=True):
         for m in group:
             lower, middle, upper = (1e3 * seconds for seconds in m.latency)
-            colour, below = ("#2563eb", -11) if m.side.model in ours else ("#6b7280", 4)
+            colour, below = ("#6b7280", 4) if m.side.model in peers else ("#2563eb", -11)
             spread = [[middle - lower], [upper - middle]]
             axes.errorbar(middle, top1[m.side.model], xerr=spread, fmt="o", markersize=5, color=colour)
             point = (middle, top1[m.side.model])

@@ -127,6 +127,9 @@ def model_of(spec: str, size: tuple[int, int]) -> nn.Module:
             model = timm.create_model(spec)
     else:
         model = load_model(spec)
+        task = getattr(model, "task", None)
+        if task is not None:
+            raise ValueError(f"{spec} is a model to {task}: time its backbone, by name")
         if hasattr(model, "set_input_size"):
             model.set_input_size(size)  # type: ignore[operator]
     return model.eval()

@@ -42,7 +42,7 @@ def run(argv: Sequence[str]) -> int:
         "sides": [_record(m) for m in measurements],
     }
     if args.out:
-        _write(record, measurements, args.out, _accuracies(args.top1))
+        _write(record, measurements, args.out, _accuracies(args.top1), args.against)
     if args.json:
         print_json(record)
         return 0
@@ -167,13 +167,15 @@ def _title(args: Any) -> str:
     )
 
 
-def _write(record: dict[str, Any], measurements: list[Measurement], folder: Path, top1: dict[str, float]) -> None:
+def _write(
+    record: dict[str, Any], measurements: list[Measurement], folder: Path, top1: dict[str, float], peers: list[str]
+) -> None:
     from linvit.bench.charts import plot_accuracy, plot_resolution
 
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "results.json") as temporary:
         temporary.write_text(json.dumps(record, indent=1))
     if any(m.side.model in top1 for m in measurements):
-        plot_accuracy(measurements, top1, folder / "accuracy.png")
+        plot_accuracy(measurements, top1, folder / "accuracy.png", peers)
     if len({m.side.size for m in measurements}) > 1:
         plot_resolution(measurements, folder / "resolution.png")

@@ -264,7 +264,7 @@ def test_unreadable_images_are_named_and_strict_stops(
         (["eval", "{run}", "{cells}", "--img-size", "0"], "img_size must be at least 1 pixel, got 0"),
         (["predict", "{run}", "{cells}", "--top", "3"], "--top is for classification, and"),
         (["predict", "{run}", "{cells}", "--min-score", "7"], "--min-score must be from 0 to 1, got 7.0"),
-        (["export", "{run}", "--to", "onnx"], "this needs a classifier, and the model is one to detect"),
+        (["bench", "{run}"], "is a model to detect: time its backbone, by name"),
     ],
 )
 def test_errors_are_one_line(linvit_command, run: Path, cells: Path, args: list[str], message: str) -> None:
