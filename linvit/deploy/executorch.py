@@ -43,11 +43,17 @@ def load(path: Path, threads: int | None = None) -> Run:
     Args:
         path: The ``.pte``.
         threads: Must be None: the runtime's threads are set for the process, by its affinity.
+
+    Raises:
+        ValueError: The backend refuses what it was given.
     """
     from executorch.runtime import Runtime
 
     program = Runtime.get().load_program(str(path))
-    method: Any = program.load_method("forward")
+    try:
+        method: Any = program.load_method("forward")
+    except RuntimeError as error:
+        raise ValueError(f"XNNPACK does not run {path.name}, this model in this precision: {error}") from error
 
     def run(images: Tensor) -> list[Tensor]:
         # The outputs live in memory that the next call overwrites.
@@ -74,7 +80,10 @@ _NORMS = {torch.ops.aten.layer_norm.default: _layer_norm, torch.ops.aten.group_n
 
 
 def _quantized(program: Any, job: Job) -> Any:
-    """Quantize after training: symmetric, weights per channel, by the ranges seen on the calibration images."""
+    """Quantize dense convolutions and linear layers after training; as in the other formats, the rest costs accuracy.
+
+    Symmetric, weights per channel, activations by the ranges seen on the calibration images.
+    """
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
         get_symmetric_quantization_config,
@@ -83,8 +92,17 @@ def _quantized(program: Any, job: Job) -> Any:
 
     assert job.calibration is not None
     quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    quantizer.set_filter_function(_is_dense)
     observed = prepare_pt2e(program.module(), quantizer)
     with torch.no_grad():
         for image in job.calibration.split(1):
             observed(image)
     return torch.export.export(convert_pt2e(observed), (job.example[:1],))
+
+
+def _is_dense(node: Any) -> bool:
+    """Tell whether a node of a traced program is a linear layer, or a convolution in one group."""
+    groups = node.args[6] if len(node.args) > 6 else 1
+    return node.target == torch.ops.aten.linear.default or (
+        node.target == torch.ops.aten.conv2d.default and groups == 1
+    )
