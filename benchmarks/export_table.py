@@ -73,6 +73,16 @@ def words(record: dict[str, Any]) -> str:
     return f"{errors}, {record['top1_agreement']:.0%}, {record['megabytes']:.1f} MB"
 
 
+def print_table(records: list[dict[str, Any]]) -> None:
+    """Print a row for each model and format, with a column for each precision."""
+    columns = ["float32", "float16", "bfloat16", "int8"]
+    print(f"\n| model | format | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 2)}")
+    cells = {(record["model"], record["format"], record["precision"]): words(record) for record in records}
+    for model, format in dict.fromkeys(key[:2] for key in cells):
+        row = [cells.get((model, format, precision), "") for precision in columns]
+        print(f"| `{Path(model).name}` | {format} | {' | '.join(row)} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True, help="folder with train and val")
@@ -96,9 +106,7 @@ def main() -> None:
                 print(f"{name}, {format}, {precision}: {words(records[-1])}", flush=True)
                 with atomic_write(args.out) as temporary:
                     temporary.write_text(json.dumps(records, indent=1) + "\n")
-    print("\n| model | format | precision | largest and mean error, same top-1, size |\n|---|---|---|---|")
-    for record in records:
-        print(f"| {record['model']} | {record['format']} | {record['precision']} | {words(record)} |")
+    print_table(records)
 
 
 if __name__ == "__main__":
