@@ -16,7 +16,7 @@ from linvit.cli.main import main
 from linvit.data.coco import decode_mask
 from linvit.tasks import DetectionTask
 from linvit.tasks.coco import coco_figures
-from tests.cli.test_train import TWO_PROCESSES, signal_once
+from tests.cli.test_train import signal_once, train_in_two_processes
 from tests.tasks.test_faults import killed_at
 
 SIDE, TRAIN, VAL, BATCH = 64, 8, 3, 4
@@ -149,7 +149,7 @@ def test_two_processes_train_as_one_and_count_every_held_out_image_once(
     given = [everything, "--model.freeze_norm=true", "--model.ema_decay=0", "--trainer.max_epochs=8"]
     alone, together = tmp_path / "alone", tmp_path / "together"
     assert main(arguments(cells, alone, *given)) == 0
-    assert main(arguments(cells, together, *given, f"--data.batch_size={BATCH // 2}", *TWO_PROCESSES)) == 0
+    train_in_two_processes(arguments(cells, together, *given, f"--data.batch_size={BATCH // 2}"))
     for ours, theirs in zip(metrics(together), metrics(alone), strict=True):
         for name in ("train/loss", "val/ap", "val/ap50"):
             assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-4), name

@@ -16,7 +16,7 @@ from linvit.data.masks import load_mask
 from linvit.tasks import SegmentationTask
 from linvit.tasks.callbacks import EpochLines
 from linvit.tasks.segment_inference import SegmentationPredictor
-from tests.cli.test_train import TWO_PROCESSES, checkpoint, signal_once
+from tests.cli.test_train import checkpoint, signal_once, train_in_two_processes
 from tests.conftest import Said
 from tests.tasks.test_faults import killed_at
 
@@ -133,7 +133,7 @@ def test_two_processes_train_as_one_and_count_every_held_out_image_once(
     no_statistics = ["--model.backbone=test_vit", "--model.backbone_args={dynamic_img_size: true}"]
     given = [*every_pixel_counts, *no_statistics, "--data.crop_size=24"]
     assert main(arguments(root, alone, 2, *given)) == 0
-    assert main(arguments(root, together, 2, *given, "--data.batch_size=1", *TWO_PROCESSES)) == 0
+    train_in_two_processes(arguments(root, together, 2, *given, "--data.batch_size=1"))
     for ours, theirs in zip(metrics(together), metrics(alone), strict=True):
         for name in ("train/loss", "val/loss", "val/miou", "val/aacc"):
             assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-4), name

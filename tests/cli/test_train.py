@@ -179,7 +179,10 @@ def test_stopped_in_an_epoch_it_ends_as_if_it_had_not_stopped(
     same_run(out, whole)
 
 
-TWO_PROCESSES = ("--trainer.devices=2", "--trainer.strategy=ddp_fork")
+def train_in_two_processes(args: list[str]) -> None:
+    """Run the command line in a process of its own: a fork of one whose libraries have threads can wait for ever."""
+    two = ("--trainer.devices=2", "--trainer.strategy=ddp_fork")
+    subprocess.run([sys.executable, "-m", "linvit.cli.main", *args, *two], check=True, timeout=300)
 
 
 def same_run(ours: Path, theirs: Path) -> None:
