@@ -1,6 +1,6 @@
 """From a trained model to a file that other runtimes run, checked against the model."""
 
 from linvit.deploy.export import FORMATS, Check, Export, export_model
-from linvit.deploy.fuse import FuseReport, fuse, fuse_report, is_fused
+from linvit.deploy.fusion import FuseReport, fuse, fuse_report, is_fused
 
 __all__ = ["FORMATS", "Check", "Export", "FuseReport", "export_model", "fuse", "fuse_report", "is_fused"]

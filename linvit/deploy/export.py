@@ -62,7 +62,7 @@ def runtime(format: str) -> ModuleType:
     """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
-    return importlib.import_module(f"linvit.deploy.{format}")
+    return importlib.import_module(f"linvit.deploy.formats.{format}")
 
 
 def export_model(

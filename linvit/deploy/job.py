@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from linvit.attention import StripeAttention, WindowAttention
-from linvit.deploy._attention import FusedWindowAttention
-from linvit.deploy._separate import separate_groups
-from linvit.deploy.fuse import fuse, is_fused
+from linvit.deploy.fusion import fuse, is_fused, separate_groups
+from linvit.deploy.fusion.attention import FusedWindowAttention
 from linvit.heads import DenseModel
 
 __all__ = ["DTYPES", "Features", "Job", "Run", "WithPreprocessing", "input_config", "make_job", "quiet"]

@@ -54,7 +54,7 @@ def test_a_missing_library_is_one_line(linvit_command, run_folder, monkeypatch):
             raise ModuleNotFoundError("No module named 'openvino'", name="openvino")
         return real(name, *args, **kwargs)
 
-    monkeypatch.delitem(sys.modules, "linvit.deploy.openvino", raising=False)
+    monkeypatch.delitem(sys.modules, "linvit.deploy.formats.openvino", raising=False)
     monkeypatch.setattr(builtins, "__import__", without)
     said = linvit_command("export", run_folder, "--to", "openvino")
     assert said.code == 2

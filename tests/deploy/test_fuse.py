@@ -9,7 +9,7 @@ from torch import nn
 
 import linvit
 from linvit.deploy import fuse, fuse_report
-from linvit.deploy._separate import separate_groups
+from linvit.deploy.fusion import separate_groups
 from tests.golden import relative_error
 from tests.models import every_model
 

@@ -22,14 +22,14 @@ from timm.models.vision_transformer import Block as VitBlock
 from torch import nn
 
 from linvit.attention import FocusedLinearAttention, KeyOnlyAttention, LinearAttention, TokenAttention, WindowAttention
-from linvit.deploy._attention import (
+from linvit.deploy.fusion.attention import (
     FusedFocusedAttention,
     FusedKeyOnlyAttention,
     FusedLinearAttention,
     FusedWindowAttention,
 )
-from linvit.deploy._care import FusedCare, FusedCareStage
-from linvit.deploy._folding import affine, scale_inputs, scale_outputs
+from linvit.deploy.fusion.care import FusedCare, FusedCareStage
+from linvit.deploy.fusion.folding import affine, scale_inputs, scale_outputs
 from linvit.models._pyramid import Block
 from linvit.models.care import Care, CareBlock, CareHead, CareStage, PatchConv2d
 from linvit.models.linglo import LingloBlock

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linvit.attention import CareTokenMixer, DualInteraction
-from linvit.deploy._attention import attend_columns
-from linvit.deploy._folding import affine, scale_inputs, scale_outputs
+from linvit.deploy.fusion.attention import attend_columns
+from linvit.deploy.fusion.folding import affine, scale_inputs, scale_outputs
 from linvit.models.care import Care, CareBlock, CareHead, CareStage, PatchConv2d
 from linvit.ops import elu_plus_one
 

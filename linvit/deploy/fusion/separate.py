@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linvit.deploy._attention import attend_columns
-from linvit.deploy._care import FusedCareStage
+from linvit.deploy.fusion.attention import attend_columns
+from linvit.deploy.fusion.care import FusedCareStage
 from linvit.ops import elu_plus_one
 
 __all__ = ["separate_groups"]

@@ -1,0 +1,1 @@
+"""The formats to export to: one file for each, named like the format."""
