@@ -22,7 +22,7 @@ import linvit
 from linvit.data.images import images_below, load_image
 from linvit.deploy.export import FORMATS, export_model, runtime
 from linvit.files import atomic_write
-from linvit.tasks.inference import Classifier
+from linvit.inference.classification import Classifier
 
 MODELS = {"care_s0": {"layer_scale_init_value": 0.5}, "flatten_pvt_tiny": {}, "flatten_swin_tiny": {}, "linglo_b0": {}}
 

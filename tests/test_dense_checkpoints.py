@@ -10,7 +10,7 @@ from torch import nn
 import linvit
 from linvit import heads
 from linvit.checkpoints import class_names, task_of
-from linvit.tasks.inference import Classifier
+from linvit.inference.classification import Classifier
 
 
 class Dots(heads.DenseModel):

@@ -20,6 +20,7 @@ ORDER = [
     {"checkpoints"},
     {"catalogue"},
     {"data"},
+    {"inference"},
     {"analysis", "deploy"},
     {"bench"},
     {"tasks"},

@@ -11,7 +11,7 @@ from linvit.cli.common import load_sources, print_json, print_rows, progress
 from linvit.cli.evaluation import CROP, EVAL_OPTIONS, run_eval
 from linvit.data.datasets import Mnist5k
 from linvit.data.images import find_images
-from linvit.tasks.inference import Classifier
+from linvit.inference.classification import Classifier
 
 __all__ = ["EVAL_OPTIONS", "PREDICT_OPTIONS", "TITLE", "run_eval", "run_predict"]
 
@@ -53,7 +53,7 @@ def run_predict(args: Namespace) -> int:
     if not records:
         raise ValueError(f"none of the {len(sources)} images could be read")
     if args.grid:
-        from linvit.analysis.pictures import draw_predictions
+        from linvit.inference.pictures.classes import draw_predictions
 
         args.grid.parent.mkdir(parents=True, exist_ok=True)
         draw_predictions(drawn, args.grid)
@@ -78,7 +78,7 @@ def _digits() -> list[tuple[str, Image.Image]]:
 
 
 def _draw(image: Image.Image, top: list[dict[str, Any]], path: Path) -> None:
-    from linvit.analysis.pictures import Prediction, draw_prediction
+    from linvit.inference.pictures.classes import Prediction, draw_prediction
 
     path.parent.mkdir(parents=True, exist_ok=True)
     draw_prediction(Prediction(image, [t["class"] for t in top], [t["probability"] for t in top]), path)
@@ -87,7 +87,7 @@ def _draw(image: Image.Image, top: list[dict[str, Any]], path: Path) -> None:
 def _with_attention(classifier: Classifier, name: str, image: Image.Image, top: list[dict[str, Any]]) -> Any:
     """Return the prediction with what the model's attention looked at, drawn over the image as the model saw it."""
     from linvit.analysis.attention import attention_received, has_attention
-    from linvit.analysis.pictures import Prediction
+    from linvit.inference.pictures.classes import Prediction
 
     pixels = classifier.transform(image)
     attention = None

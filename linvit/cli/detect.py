@@ -17,8 +17,8 @@ from linvit.data.detection_sets import collate_detection, eval_detection_set
 from linvit.data.digit_scenes import NAME, DigitScenes
 from linvit.data.images import find_images
 from linvit.files import atomic_write
-from linvit.tasks.coco import BOX_FIGURES, CocoFigures
-from linvit.tasks.detector import DetectionEvaluation, Detector
+from linvit.inference.coco import BOX_FIGURES, CocoFigures
+from linvit.inference.detection import DetectionEvaluation, Detector
 
 TITLE = "detection"
 
@@ -154,7 +154,7 @@ def _best(detections: list[dict[str, Any]]) -> str:
 
 
 def _draw(image: Image.Image, found: dict[str, Tensor], names: list[str], path: Path) -> None:
-    from linvit.analysis.detections import Detection, draw_detections
+    from linvit.inference.pictures.boxes import Detection, draw_detections
 
     path.parent.mkdir(parents=True, exist_ok=True)
     masks = found["masks"].numpy() if "masks" in found else [None] * len(found["boxes"])

@@ -20,7 +20,7 @@ from linvit.data.corruptions import CORRUPTIONS, SEVERITIES, Corruption
 from linvit.data.datasets import ImageFolder
 from linvit.data.sources import Kind
 from linvit.files import atomic_write
-from linvit.tasks.inference import Classifier, Evaluation
+from linvit.inference.classification import Classifier, Evaluation
 
 __all__ = ["CROP", "EVAL_OPTIONS", "run_eval"]
 

@@ -9,14 +9,14 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from linvit.analysis.overlays import draw_overlay, save_mask
 from linvit.checkpoints import class_names, load_model
 from linvit.cli.common import SPLIT_OPTION, at_least, load_sources, print_facts, print_json, print_rows, progress
 from linvit.data.digit_scenes import NAME, DigitScenes
 from linvit.data.images import find_images
 from linvit.data.joint import eval_transform
 from linvit.data.mask_datasets import collate_masks, eval_masks, part_of
-from linvit.tasks.segment_inference import SegmentationEvaluation, SegmentationPredictor
+from linvit.inference.pictures.masks import draw_overlay, save_mask
+from linvit.inference.segmentation import SegmentationEvaluation, SegmentationPredictor
 
 TITLE = "segmentation"
 

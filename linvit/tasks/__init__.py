@@ -1,6 +1,6 @@
-"""What models are used for: training as one Lightning module per task, and inference without Lightning.
+"""Training: one Lightning module per task, their callbacks, and the run folder.
 
-Names are looked up when first used, so that inference does not import Lightning.
+Names are looked up when first used, so that importing this does not import Lightning.
 """
 
 import importlib

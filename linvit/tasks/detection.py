@@ -10,8 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from linvit.data.coco import Record
 from linvit.data.detection_sets import DetectionSet
 from linvit.heads.detection import DetectionModel, DetectorName
+from linvit.inference.coco import BOX_FIGURES, MASK_FIGURES, coco_figures, coco_results
 from linvit.tasks.base import VisionTask, some
-from linvit.tasks.coco import BOX_FIGURES, MASK_FIGURES, coco_figures, coco_results
 
 
 class DetectionTask(VisionTask):

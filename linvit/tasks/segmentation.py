@@ -12,8 +12,8 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from linvit.checks import require
 from linvit.data.masks import IGNORED
 from linvit.heads.segmentation import DecoderName, Segmenter
+from linvit.inference.iou import figures_of
 from linvit.tasks.base import VisionTask, agreed, some
-from linvit.tasks.iou import figures_of
 
 __all__ = ["SegmentationTask"]
 
@@ -26,7 +26,7 @@ class SegmentationTask(VisionTask):
     from ``H x W``: the logits are resized.
 
     Logs ``val/loss``, ``val/miou``, ``val/macc`` and ``val/aacc`` (shares from 0 to 1; see
-    :func:`linvit.tasks.iou.figures_of`) beside what VisionTask logs.
+    :func:`linvit.inference.iou.figures_of`) beside what VisionTask logs.
 
     Args:
         num_classes: Number of classes of the data.

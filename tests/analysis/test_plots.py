@@ -7,8 +7,8 @@ import pytest
 from PIL import Image, ImageColor
 
 from linvit.analysis import plots
-from linvit.analysis.detections import COLOURS, Detection, draw_detections
-from linvit.analysis.overlays import class_colors
+from linvit.inference.pictures.boxes import COLOURS, Detection, draw_detections
+from linvit.inference.pictures.masks import class_colors
 
 
 def pixels(path: Path) -> np.ndarray:

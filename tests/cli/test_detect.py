@@ -14,8 +14,8 @@ from PIL import Image
 import linvit
 from linvit.cli.main import main
 from linvit.data.coco import decode_mask
+from linvit.inference.coco import coco_figures
 from linvit.tasks import DetectionTask
-from linvit.tasks.coco import coco_figures
 from tests.cli.test_train import signal_once, train_in_two_processes
 from tests.tasks.test_faults import killed_at
 

@@ -13,7 +13,7 @@ def test_figures_equal_a_count_by_hand(linvit_command, run_folder, photos):
     said = linvit_command("eval", run_folder, photos, "--json", "--batch-size", "4", "--workers", "0")
     assert said.code == 0
     model = linvit.load_model(run_folder)
-    transform = linvit.tasks.inference.Classifier(model).transform
+    transform = linvit.inference.classification.Classifier(model).transform
     samples = [s for s in eval_dataset(str(photos), CLASSES, transform) if s["image"] is not None]
     with torch.no_grad():
         logits = model(torch.stack([s["image"] for s in samples]))

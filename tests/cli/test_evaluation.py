@@ -19,8 +19,8 @@ from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 import linvit
 from linvit.data.corruptions import CORRUPTIONS, Corruption
+from linvit.inference.classification import Classifier
 from linvit.tasks.distillation import load_teacher
-from linvit.tasks.inference import Classifier
 from tests.conftest import CLASSES
 from tests.shards import pack, serve
 

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 import linvit
-from linvit.tasks.inference import Classifier
+from linvit.inference.classification import Classifier
 from tests.conftest import CLASSES
 
 

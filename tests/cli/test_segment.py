@@ -13,9 +13,9 @@ from PIL import Image
 import linvit
 from linvit.cli.main import main
 from linvit.data.masks import load_mask
+from linvit.inference.segmentation import SegmentationPredictor
 from linvit.tasks import SegmentationTask
 from linvit.tasks.callbacks import EpochLines
-from linvit.tasks.segment_inference import SegmentationPredictor
 from tests.cli.test_train import checkpoint, signal_once, train_in_two_processes
 from tests.conftest import Said
 from tests.tasks.test_faults import killed_at

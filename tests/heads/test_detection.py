@@ -12,7 +12,7 @@ import linvit
 from linvit.heads import build
 from linvit.heads.backbone import Backbone
 from linvit.heads.detection import DetectionModel, fit
-from linvit.tasks.detector import Detector
+from linvit.inference.detection import Detector
 
 TINY = {"depths": (1, 1, 1, 1), "dims": (4, 4, 16, 32)}
 FEW = {"box_batch_size_per_image": 16, "rpn_post_nms_top_n_train": 20, "rpn_post_nms_top_n_test": 20}

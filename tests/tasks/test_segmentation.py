@@ -9,8 +9,8 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from linvit.data import SegmentationData
 from linvit.data.masks import IGNORED
+from linvit.inference.iou import figures_of
 from linvit.tasks import SegmentationTask
-from linvit.tasks.iou import figures_of
 
 SMALL: dict[str, Any] = {
     "backbone_args": {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 32), "layer_scale_init_value": 0.5},

@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 
 from linvit.data.coco import encode_mask
 from linvit.data.detection_sets import DigitDetection
-from linvit.tasks.coco import BOX_FIGURES, coco_figures, coco_results
+from linvit.inference.coco import BOX_FIGURES, coco_figures, coco_results
 
 SIDE = 300
 SIZES = (12, 40, 120)  # small, medium, large

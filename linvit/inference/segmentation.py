@@ -15,8 +15,8 @@ from linvit.checks import require
 from linvit.data.joint import image_transform
 from linvit.data.masks import IGNORED, MaskCode
 from linvit.heads import DenseModel
-from linvit.tasks.inference import PRECISIONS, check_precision, find_device
-from linvit.tasks.iou import SegmentationFigures, figures_of
+from linvit.inference.base import PRECISIONS, check_precision, find_device
+from linvit.inference.iou import SegmentationFigures, figures_of
 
 __all__ = ["SegmentationEvaluation", "SegmentationPredictor"]
 

@@ -16,10 +16,9 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 from torchvision.transforms import CenterCrop, Compose, FiveCrop, TenCrop
 
 from linvit.heads import DenseModel
+from linvit.inference.base import PRECISIONS, check_precision, find_device
 
-__all__ = ["PRECISIONS", "Classifier", "Evaluation", "check_precision", "find_device"]
-
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+__all__ = ["Classifier", "Evaluation"]
 
 
 @dataclass
@@ -143,28 +142,6 @@ class Classifier:
             seconds=time.perf_counter() - start,
             unreadable=unreadable,
         )
-
-
-def check_precision(precision: str) -> None:
-    """Raise a ValueError unless the precision is one of ``PRECISIONS``."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-
-
-def find_device(name: str) -> torch.device:
-    """Return the device of a name, where "auto" is the accelerator that torch finds, or else the CPU.
-
-    Raises:
-        ValueError: It is not here.
-    """
-    if name == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} is not here: give auto, cpu, or an accelerator that torch finds") from error
-    return device
 
 
 def _transform(config: dict[str, Any], crops: int, corruption: Callable[[Image.Image], Image.Image] | None) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from linvit.data.masks import IGNORED
-from linvit.tasks.iou import figures_of
+from linvit.inference.iou import figures_of
 
 
 def counted(predicted: np.ndarray, true: np.ndarray, classes: int) -> tuple[float, float, float, list[float]]:

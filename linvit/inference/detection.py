@@ -13,8 +13,8 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from linvit.data.coco import Record
 from linvit.data.detection_sets import DetectionSet
 from linvit.heads.detection import DetectionModel
-from linvit.tasks.coco import CocoFigures, coco_figures, coco_results
-from linvit.tasks.inference import PRECISIONS, check_precision, find_device
+from linvit.inference.base import PRECISIONS, check_precision, find_device
+from linvit.inference.coco import CocoFigures, coco_figures, coco_results
 
 __all__ = ["DetectionEvaluation", "Detector"]
 

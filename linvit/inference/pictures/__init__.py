@@ -1,0 +1,1 @@
+"""Pictures of predictions: classes beside the image, boxes on it, masks over it."""
