@@ -23,7 +23,7 @@ from torch.utils.data import Subset
 
 from linvit.checkpoints import load_model
 from linvit.data import ClassificationData
-from linvit.linearize import MECHANISMS
+from linvit.linearization import MECHANISMS
 from linvit.tasks.linearize import LinearizeTask
 
 ARMS: dict[str, dict[str, Any]] = {

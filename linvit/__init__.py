@@ -2,7 +2,7 @@
 
 from linvit import models
 from linvit.checkpoints import load_checkpoint, load_model, save_model
-from linvit.linearize import linearize, linearize_report
+from linvit.linearization import linearize, linearize_report
 from linvit.models import list_models
 
 __version__ = "0.1.0"

@@ -22,9 +22,9 @@ from torch.overrides import TorchFunctionMode
 
 from linvit.files import atomic_write
 from linvit.heads import DenseModel, build
-from linvit.linearize import describe, rebuild
+from linvit.linearization import describe, rebuild
 from linvit.models import list_models
-from linvit.models._pretrained import SUFFIXES, as_tuple, compare, prepare_state_dict, read_state_dict
+from linvit.weights import SUFFIXES, as_tuple, compare, prepare_state_dict, read_state_dict
 
 __all__ = ["class_names", "conversion", "load_checkpoint", "load_model", "save_model", "task_of"]
 
@@ -42,7 +42,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
 
     Args:
         model: A model of linvit or timm.
-        path: A ``.safetensors`` or torch file; see :func:`linvit.models._pretrained.read_state_dict`.
+        path: A ``.safetensors`` or torch file; see :func:`linvit.weights.read_state_dict`.
 
     Raises:
         FileNotFoundError: There is no such file.

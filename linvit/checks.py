@@ -1,9 +1,9 @@
-"""Checks of settings, so that each refusal names the setting, what it was and what is allowed."""
+"""Checks of settings, and the words of refusals: each names the setting, what it was and what is allowed."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-__all__ = ["did_you_mean", "require"]
+__all__ = ["did_you_mean", "first_line", "require", "some"]
 
 
 def require(holds: bool, name: str, value: object, allowed: str) -> None:
@@ -16,3 +16,13 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "timm names t
     """Return the end of a message about an unknown name: the known names nearest to it, or else ``otherwise``."""
     near = difflib.get_close_matches(name.lower(), list(known), n=3)
     return f"; did you mean {' or '.join(near)}?" if near else f"; {otherwise}"
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """Return the first names, and how many more there are, for a message."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def first_line(error: Exception, most: int = 160) -> str:
+    """Return the first line of an error's message, at most ``most`` characters; its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from linvit.checks import did_you_mean
-from linvit.linearize import rebuild
-from linvit.models._pretrained import prepare_state_dict, read_state_dict
+from linvit.linearization import rebuild
+from linvit.weights import prepare_state_dict, read_state_dict
 
 __all__ = ["Backbone"]
 
@@ -31,7 +31,7 @@ class Backbone(nn.Module):
         pretrained: Start from the published weights or those of the run folder (true), from those of a classifier's
             checkpoint file or run folder (its path), or from none.
         args: More arguments of the model, such as ``drop_path_rate``.
-        replaced: Attention to replace, as :func:`linvit.linearize.describe` says it.
+        replaced: Attention to replace, as :func:`linvit.linearization.describe` says it.
 
     Attributes:
         channels: Channels of the maps.

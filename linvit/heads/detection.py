@@ -44,7 +44,7 @@ class DetectionModel(DenseModel):
         channels: Channels of the pyramid.
         detector_args: More arguments of torchvision's detector, such as ``nms_thresh``.
         pretrained: Weights that the backbone starts from, as for :class:`linvit.heads.backbone.Backbone`.
-        replaced: Attention replaced in the backbone, as :func:`linvit.linearize.describe` says it.
+        replaced: Attention replaced in the backbone, as :func:`linvit.linearization.describe` says it.
 
     Raises:
         ValueError: An argument is outside its range, or does not suit the detector or the backbone.

@@ -48,7 +48,7 @@ class Segmenter(DenseModel):
             use_norm (batchnorm).
         window: Side in pixels of the windows that an image is predicted in; None predicts it as a whole.
         stride: Distance in pixels between windows; None: two thirds of the window.
-        replaced: Attention replaced in the backbone, as :func:`linvit.linearize.describe` says it.
+        replaced: Attention replaced in the backbone, as :func:`linvit.linearization.describe` says it.
         pretrained: Weights that the backbone starts from, as for :class:`linvit.heads.backbone.Backbone`.
 
     Raises:

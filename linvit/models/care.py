@@ -20,7 +20,7 @@ from timm.models._features import feature_take_indices
 from torch import nn
 
 from linvit.attention.care import CareTokenMixer, DualInteraction
-from linvit.models._builder import build_model
+from linvit.models.builder import build_model
 
 __all__ = ["Care"]
 

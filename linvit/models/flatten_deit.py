@@ -15,11 +15,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from linvit.attention import FocusedLinearAttention
-from linvit.models._builder import build_model
 from linvit.models._flatten import cfg, rename
-from linvit.models._pyramid import Block, check_pool
-from linvit.models._tables import resize_tables
+from linvit.models.builder import build_model
+from linvit.models.layers import Block, check_pool
 from linvit.ops import positions_on_grid, resize_positions
+from linvit.weights import resize_tables
 
 __all__ = ["FlattenDeit", "checkpoint_filter_fn"]
 

@@ -14,10 +14,11 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from linvit.attention import FocusedLinearAttention
-from linvit.models._builder import build_model
 from linvit.models._flatten import FEATURES, cfg, fuse_qkv, published_url, rename
-from linvit.models._pyramid import Block, ConvEmbed, Pyramid, Stage
-from linvit.models._tables import resize_tables, stage_grids
+from linvit.models.builder import build_model
+from linvit.models.layers import Block, ConvEmbed, stage_grids
+from linvit.models.pyramid import Pyramid, Stage
+from linvit.weights import resize_tables
 
 __all__ = ["FlattenPvt", "checkpoint_filter_fn"]
 

@@ -13,10 +13,10 @@ from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from torch import nn
 
 from linvit.attention import FocusedLinearAttention
-from linvit.models._builder import build_model
 from linvit.models._flatten import FEATURES, cfg, fuse_qkv, published_url, rename
-from linvit.models._pyramid import ChannelsLastMlp
-from linvit.models._tables import resize_tables, stage_grids
+from linvit.models.builder import build_model
+from linvit.models.layers import ChannelsLastMlp, stage_grids
+from linvit.weights import resize_tables
 
 __all__ = ["FlattenPvtV2", "checkpoint_filter_fn"]
 

@@ -18,10 +18,10 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
 from linvit.attention import FocusedLinearAttention, TokenAttention, WindowAttention
-from linvit.models._builder import build_model
 from linvit.models._flatten import FEATURES, cfg, published_url, rename
-from linvit.models._pyramid import Block
-from linvit.models._tables import resize_tables, stage_grids
+from linvit.models.builder import build_model
+from linvit.models.layers import Block, stage_grids
+from linvit.weights import resize_tables
 
 __all__ = ["FlattenSwin", "checkpoint_filter_fn"]
 

@@ -20,9 +20,9 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from linvit.attention import KeyOnlyAttention, SoftmaxAttention, TokenAttention
-from linvit.models._builder import build_model
-from linvit.models._pyramid import ChannelsLastMlp, ConvEmbed, Pyramid, Stage, init_linear
-from linvit.models._tables import stage_grids
+from linvit.models.builder import build_model
+from linvit.models.layers import ChannelsLastMlp, ConvEmbed, init_linear, stage_grids
+from linvit.models.pyramid import Pyramid, Stage
 
 __all__ = ["Linglo"]
 

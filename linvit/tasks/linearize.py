@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from linvit.checkpoints import CONFIG_NAME, conversion
-from linvit.linearize import linearize
+from linvit.linearization import linearize
 from linvit.tasks.classification import ClassificationTask
 
 

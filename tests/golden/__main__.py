@@ -4,7 +4,7 @@ import timm
 import torch
 
 import linvit  # noqa: F401 -- registers the models
-from linvit.models._pretrained import compare
+from linvit.weights import compare
 from tests.golden import NAMES, load_golden, relative_error
 
 

@@ -14,7 +14,7 @@ from timm.models import FeatureInfo, get_notrace_functions, get_notrace_modules
 from timm.optim import param_groups_layer_decay
 from torchvision.models.feature_extraction import NodePathTracer, create_feature_extractor, get_graph_node_names
 
-from linvit.models._pretrained import as_tuple
+from linvit.weights import as_tuple
 from tests.models import MODELS, every_family, every_model
 
 SIZE = 96

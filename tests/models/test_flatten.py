@@ -5,7 +5,7 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from linvit.models._pretrained import compare
+from linvit.weights import compare
 from tests.golden import NAMES, load_golden, relative_error
 
 GOLDEN = [name for name in NAMES if name.startswith("flatten")]

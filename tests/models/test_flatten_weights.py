@@ -11,7 +11,7 @@ import timm
 import torch
 
 import linvit
-from linvit.models._pretrained import read_state_dict
+from linvit.weights import read_state_dict
 from tests.golden import load_golden, relative_error
 
 NAME, FILE = "flatten_pvt_v2_b0", "flatten_pvt_v2_b0.pth"

@@ -30,8 +30,8 @@ from linvit.deploy.fusion.attention import (
 )
 from linvit.deploy.fusion.care import FusedCare, FusedCareStage
 from linvit.deploy.fusion.folding import affine, scale_inputs, scale_outputs
-from linvit.models._pyramid import Block
 from linvit.models.care import Care, CareBlock, CareHead, CareStage, PatchConv2d
+from linvit.models.layers import Block
 from linvit.models.linglo import LingloBlock
 
 __all__ = ["FuseReport", "fuse", "fuse_report", "is_fused"]

@@ -15,7 +15,7 @@ from torch import nn
 
 import linvit
 from linvit.attention import FocusedLinearAttention, LinearAttention, TokenAttention
-from linvit.linearize import MECHANISMS, describe
+from linvit.linearization import MECHANISMS, describe
 from tests.hub import serve_hub
 
 VIT = {"img_size": (48, 64), "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 5}

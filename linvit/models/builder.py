@@ -5,7 +5,7 @@ from typing import Any
 from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from torch import nn
 
-from linvit.models._pretrained import fetch_published, prepare_state_dict, read_state_dict
+from linvit.weights import fetch_published, prepare_state_dict, read_state_dict
 
 __all__ = ["build_model"]
 

@@ -25,8 +25,7 @@ from linvit.attention import (
     SoftmaxAttention,
     TokenAttention,
 )
-from linvit.models._pyramid import Block, init_linear
-from linvit.models._tables import stage_grids
+from linvit.models.layers import Block, init_linear, stage_grids
 
 __all__ = ["MECHANISMS", "Replacement", "describe", "linearize", "linearize_report", "rebuild"]
 

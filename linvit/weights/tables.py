@@ -1,22 +1,16 @@
-"""Tables whose size follows the image or the window: their native grids, and carrying them to other ones."""
+"""Tables whose size follows the image or the window, carried to other sizes."""
 
 import math
 
 import torch
-from timm.layers import to_2tuple
 from torch import nn
 
 from linvit.attention import WindowAttention
 from linvit.ops import resize_positions
 
-__all__ = ["TABLES", "resize_tables", "stage_grids"]
+__all__ = ["TABLES", "resize_tables"]
 
 TABLES = ("positional_encoding", "pos_embed", "relative_position_bias_table")
-
-
-def stage_grids(img_size: int | tuple[int, int], strides: tuple[int, ...] = (4, 8, 16, 32)) -> list[list[int]]:
-    """Return the height and width of each stage's map for an image size."""
-    return [[-(-side // stride) for side in to_2tuple(img_size)] for stride in strides]
 
 
 def resize_tables(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:

@@ -1,115 +1,21 @@
-"""What the pyramids written here (PVT, CSwin, LinGlo) share: blocks, stages, and timm's interface around them."""
+"""What the pyramids written here (PVT, CSwin, LinGlo) share: stages, and timm's interface around them."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from timm.layers import DropPath, Mlp, get_device_dtype, trunc_normal_
+from timm.layers import get_device_dtype, trunc_normal_
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
-from timm.models.pvt_v2 import MlpWithDepthwiseConv
 from torch import nn
 
-from linvit.attention import TokenAttention
-from linvit.models._tables import stage_grids
+from linvit.models.layers import check_pool, init_linear, stage_grids
 from linvit.ops import positions_on_grid, resize_positions
 
-__all__ = ["Block", "ChannelsLastMlp", "ConvEmbed", "Pyramid", "Stage", "check_pool", "init_linear"]
+__all__ = ["Pyramid", "Stage"]
 
 torch.fx.wrap("positions_on_grid")
-
-
-def init_linear(module: nn.Module) -> None:
-    """Truncated normal weights of std 0.02 and zero biases; for ``Module.apply``."""
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-def check_pool(global_pool: str) -> str:
-    """Return ``global_pool`` if it is "avg" or ""; raise a ``ValueError`` otherwise."""
-    if global_pool not in ("", "avg"):
-        raise ValueError(f"global_pool must be '' or 'avg', got {global_pool!r}")
-    return global_pool
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block on maps ``[B, H, W, C]``: attention, then an MLP.
-
-    Args:
-        attn: Attention over tokens ``[B, N, C]`` that also takes the grid.
-        dim: Channels.
-        mlp_ratio: Hidden width of the MLP over ``dim``.
-        norm_eps: Epsilon of both LayerNorms.
-        proj_drop: Dropout rate in the MLP.
-        drop_path: Stochastic depth rate.
-    """
-
-    def __init__(
-        self,
-        attn: TokenAttention,
-        dim: int,
-        mlp_ratio: float = 4.0,
-        norm_eps: float = 1e-6,
-        proj_drop: float = 0.0,
-        drop_path: float = 0.0,
-        device=None,
-        dtype=None,
-    ):
-        dd = {"device": device, "dtype": dtype}
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=norm_eps, **dd)
-        self.attn = attn
-        self.drop_path1 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
-        self.norm2 = nn.LayerNorm(dim, eps=norm_eps, **dd)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **dd).apply(init_linear)
-        self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
-
-    @torch.jit.ignore
-    def set_grid_size(self, grid_size: list[int]) -> None:
-        """Make another grid the native one."""
-        self.attn.set_grid_size(grid_size)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        B, H, W, C = x.shape
-        x = x.reshape(B, H * W, C)
-        x = x + self.drop_path1(self.attn(self.norm1(x), [H, W]))
-        x = x + self.drop_path2(self.mlp(self.norm2(x)))
-        return x.reshape(B, H, W, C)
-
-
-class ChannelsLastMlp(MlpWithDepthwiseConv):
-    """timm's MLP with a depthwise convolution, whose map PyTorch knows for channels last at batch size 1, too."""
-
-    def forward(self, x: torch.Tensor, feat_size: list[int]) -> torch.Tensor:
-        """Map tokens ``[B, H W, C]`` to the same shape."""
-        B, N, _ = x.shape
-        x = self.fc1(x).reshape(B, feat_size[0], feat_size[1], -1).permute(0, 3, 1, 2)
-        x = self.dwconv(x).permute(0, 2, 3, 1).reshape(B, N, -1)
-        return self.drop(self.fc2(self.drop(self.act(x))))
-
-
-class ConvEmbed(nn.Module):
-    """Strided convolution, then LayerNorm: ``[B, C, H, W]`` to ``[B, ceil(H / stride), ceil(W / stride), C']``.
-
-    The map is first padded at the bottom and right to whole strides, which changes nothing at multiples of them.
-    """
-
-    def __init__(
-        self, in_chans: int, dim: int, kernel_size: int, stride: int, padding: int = 0, device=None, dtype=None
-    ):
-        dd = {"device": device, "dtype": dtype}
-        super().__init__()
-        self.stride = stride
-        self.proj = nn.Conv2d(in_chans, dim, kernel_size, stride=stride, padding=padding, **dd)
-        self.norm = nn.LayerNorm(dim, **dd)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.pad(x, (0, -x.shape[3] % self.stride, 0, -x.shape[2] % self.stride))
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 
 class Stage(nn.Module):
