@@ -28,7 +28,8 @@ from torch import nn
 
 from linvit.bench import median, take_turns
 from linvit.bench.run import machine
-from linvit.deploy.export import BOUNDS, compare, runtime
+from linvit.deploy.export import BOUNDS, compare
+from linvit.deploy.formats import find_format
 from linvit.deploy.job import make_job, quiet
 from linvit.files import atomic_write
 
@@ -67,7 +68,7 @@ def converted(model: nn.Module, images: torch.Tensor, threads: int, precision: s
 def forms(model: nn.Module, name: str, images: torch.Tensor, threads: int) -> Iterator[tuple[str, Callable]]:
     """Yield the steps and their loaded files."""
     format, precision = RUNTIMES[name]
-    module = runtime(format)
+    record = find_format(format)
     with tempfile.TemporaryDirectory() as folder:
         if format == "openvino":
             yield "converted", converted(model, images, threads, precision)
@@ -75,9 +76,9 @@ def forms(model: nn.Module, name: str, images: torch.Tensor, threads: int) -> It
             job = make_job(model, tuple(images.shape[2:]), fused=step != "published", separate=step == "separate")
             if step == "no GELU":
                 job = dataclasses.replace(job, model=NoGelu(job.model).eval())
-            path = Path(folder, step + module.SUFFIX)
-            module.export(job, path)
-            yield step, module.load(path, threads, *([precision] if format == "openvino" else []))
+            path = Path(folder, step + record.suffix)
+            record.write(job, path)
+            yield step, record.load(path, threads, precision)
 
 
 def main() -> None:

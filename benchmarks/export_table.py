@@ -20,7 +20,7 @@ import torch
 
 import linvit
 from linvit.data.images import images_below, load_image
-from linvit.deploy.export import FORMATS, export_model, runtime
+from linvit.deploy import FORMATS, export_model, find_format
 from linvit.files import atomic_write
 from linvit.inference.classification import Classifier
 
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True, help="folder with train and val")
     parser.add_argument("--trained", nargs="+", default=[], metavar="MODEL", help="run folders, besides random weights")
     parser.add_argument("--models", nargs="*", default=list(MODELS))
-    parser.add_argument("--formats", nargs="+", default=FORMATS, choices=FORMATS)
+    parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=list(FORMATS))
     parser.add_argument("--images", type=int, default=24, help="photos to compare models with random weights on")
     parser.add_argument("--trained-images", type=int, default=500, help="photos to compare trained models on")
     parser.add_argument("--out", type=Path, required=True)
@@ -98,7 +98,7 @@ def main() -> None:
     records = [record for record in records if "error" not in record]
     for name in [*args.models, *args.trained]:
         for format in args.formats:
-            for precision in runtime(format).PRECISIONS:
+            for precision in find_format(format).precisions:
                 if (name, format, precision) in done:
                     continue
                 count = args.images if name in MODELS else args.trained_images

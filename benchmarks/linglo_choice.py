@@ -29,10 +29,10 @@ import torch.nn.functional as F
 from _curves import Curve, draw_curves, mean_and_deviation, open_record, quiet_trainer, save_record
 from lightning import seed_everything
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
 
 import linvit  # noqa: F401 -- registers the models
+from linvit.catalogue import count_macs
 from linvit.data import ImageFolder
 from linvit.data.datasets import split_folders
 from linvit.tasks import ClassificationTask
@@ -124,10 +124,7 @@ def macs(args: dict[str, Any], img_size: int, num_classes: int) -> int:
     """Count the multiply-accumulates of one image, without computing anything."""
     with torch.device("meta"):
         model = timm.create_model(MODEL, num_classes=num_classes, **args).eval()
-        image = torch.empty(1, 3, img_size, img_size)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(image)
-    return counter.get_total_flops() // 2
+    return count_macs(model, (3, img_size, img_size))
 
 
 def fitted_arms(grafted_interaction: str, img_size: int, num_classes: int) -> dict[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ from typing import Any
 import timm
 import torch
 from timm.models import get_pretrained_cfg
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from linvit.files import atomic_write
@@ -93,11 +94,21 @@ def measure(name: str) -> dict[str, int]:
     """Count a model's parameters and multiply-accumulates at its native size, without computing anything."""
     with torch.device("meta"):
         model: Any = timm.create_model(name).eval()
-        image = torch.empty(1, *model.pretrained_cfg["input_size"])
+    params = sum(parameter.numel() for parameter in model.parameters())
+    return {"params": params, "macs": count_macs(model, model.pretrained_cfg["input_size"])}
+
+
+def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
+    """Count the multiply-accumulates of a model in evaluation mode for one image.
+
+    Args:
+        model: The model, whose device may be "meta".
+        input_size: Channels, height and width.
+    """
+    image = torch.zeros(1, *input_size, device=next(model.parameters()).device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image)
-    params = sum(parameter.numel() for parameter in model.parameters())
-    return {"params": params, "macs": counter.get_total_flops() // 2}
+    return counter.get_total_flops() // 2
 
 
 def page() -> str:

@@ -21,17 +21,18 @@ def plot_accuracy(
 
     Each runtime, form and precision has a panel of its own; peers are gray.
     """
-    known = [m for m in measurements if m.side.model in top1]
-    groups = _groups(known, lambda m: f"{m.side.runtime}, {m.side.form}, {m.side.precision}")
+    known = [m for m in measurements if m.contender.model in top1]
+    groups = _groups(known, _way)
     figure, panels = _figure(columns=len(groups))
     for axes, (label, group) in zip(panels, groups.items(), strict=True):
         for m in group:
+            model = m.contender.model
             lower, middle, upper = (1e3 * seconds for seconds in m.latency)
-            colour, below = ("#6b7280", 4) if m.side.model in peers else ("#2563eb", -11)
+            colour, below = ("#6b7280", 4) if model in peers else ("#2563eb", -11)
             spread = [[middle - lower], [upper - middle]]
-            axes.errorbar(middle, top1[m.side.model], xerr=spread, fmt="o", markersize=5, color=colour)
-            point = (middle, top1[m.side.model])
-            axes.annotate(m.side.model, point, xytext=(4, below), textcoords="offset points", fontsize=8, color=colour)
+            axes.errorbar(middle, top1[model], xerr=spread, fmt="o", markersize=5, color=colour)
+            point = (middle, top1[model])
+            axes.annotate(model, point, xytext=(4, below), textcoords="offset points", fontsize=8, color=colour)
         axes.set_title(label, fontsize=9)
         axes.margins(x=0.25, y=0.1)
         axes.set_xlabel("milliseconds for one image")
@@ -42,15 +43,20 @@ def plot_accuracy(
 def plot_resolution(measurements: Sequence[Measurement], out_png: Path) -> None:
     """Draw the latency of each model against the number of pixels; a straight line is a linear cost."""
     figure, (axes,) = _figure()
-    forms = _groups(measurements, lambda m: f"{m.side.model}, {m.side.runtime}, {m.side.form}, {m.side.precision}")
+    forms = _groups(measurements, lambda m: f"{m.contender.model}, {_way(m)}")
     for label, group in forms.items():
-        points = sorted((m.side.size[0] * m.side.size[1] / 1e6, m.latency[1] * 1e3) for m in group)
+        points = sorted((m.contender.size[0] * m.contender.size[1] / 1e6, m.latency[1] * 1e3) for m in group)
         axes.plot(*zip(*points, strict=True), "o-", markersize=4, label=label)
     axes.set_xlabel("megapixels")
     axes.set_ylabel("milliseconds for one image")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=8)
     _save(figure, out_png)
+
+
+def _way(m: Measurement) -> str:
+    """Say how a model was run."""
+    return f"{m.contender.runtime}, {m.contender.form}, {m.contender.precision}"
 
 
 def _groups(measurements: Sequence[Measurement], label) -> dict[str, list[Measurement]]:

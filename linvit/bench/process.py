@@ -1,33 +1,33 @@
-"""Peak memory of one side, in a process of its own: ``python -m linvit.bench.process SIDE_AS_JSON FOLDER``."""
+"""Peak memory of one contender, in a process of its own: ``python -m linvit.bench.process CONTENDER FOLDER``."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+from linvit.bench.contenders import Contender, images_of
 from linvit.bench.memory import peak_memory
-from linvit.bench.sides import Side, images_of
 
-__all__ = ["side_memory"]
+__all__ = ["contender_memory"]
 
 
-def side_memory(side: Side, folder: Path) -> int:
-    """Return by how many bytes a fresh process grows at most when it loads a side and runs one image.
+def contender_memory(contender: Contender, folder: Path) -> int:
+    """Return by how many bytes a fresh process grows at most when it loads a contender and runs one image.
 
     Where a runtime has a file, it is read from ``folder``, so that the model's making does not count.
     """
-    command = [sys.executable, "-m", "linvit.bench.process", json.dumps(side.record), str(folder)]
+    command = [sys.executable, "-m", "linvit.bench.process", json.dumps(contender.record), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{side.name}: {done.stderr.strip().splitlines()[-1]}")
+        raise RuntimeError(f"{contender.name}: {done.stderr.strip().splitlines()[-1]}")
     return int(done.stdout.split()[-1])
 
 
 def main(record: str, folder: str) -> None:
-    """Load and run a side, and print the growth in bytes."""
+    """Load and run a contender, and print the growth in bytes."""
     fields = json.loads(record)
-    side = Side(**(fields | {"size": tuple(fields["size"])}))
-    print(peak_memory(lambda: side.open(Path(folder))(images_of(1, 3, side.size)), side.device))
+    contender = Contender(**(fields | {"size": tuple(fields["size"])}))
+    print(peak_memory(lambda: contender.open(Path(folder))(images_of(1, 3, contender.size)), contender.device))
 
 
 if __name__ == "__main__":

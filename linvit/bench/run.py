@@ -1,6 +1,5 @@
-"""Measure sides against each other: outputs first, then time in turns, then memory."""
+"""Measure contenders against each other: outputs first, then time in turns, then memory."""
 
-import os
 import platform
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -12,20 +11,23 @@ from typing import Any
 
 import torch
 
-from linvit.bench.process import side_memory
-from linvit.bench.sides import Side, count_macs, error_of, images_of, model_of
+from linvit.bench.contenders import Contender, channels_of, error_of, images_of, model_of
+from linvit.bench.process import contender_memory
 from linvit.bench.timing import CLOCKS, quartiles, take_turns
+from linvit.catalogue import count_macs
+from linvit.data.loading import cores
 from linvit.deploy.export import BOUNDS
+from linvit.deploy.formats import FORMATS
 
 __all__ = ["Measurement", "machine", "measure", "speed_up"]
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one side needs.
+    """What one contender needs.
 
     Attributes:
-        side: The side.
+        contender: The contender.
         params: Parameters of the model as trained.
         macs: Multiply-accumulates of the model as trained, for one image.
         seconds: Of each timed call with one image.
@@ -35,7 +37,7 @@ class Measurement:
         error: Largest error of the outputs, relative to the model's as trained in eager float32.
     """
 
-    side: Side
+    contender: Contender
     params: int
     macs: int
     seconds: list[float]
@@ -57,11 +59,11 @@ class Measurement:
     @property
     def agrees(self) -> bool:
         """Tell whether the outputs are the model's, within the bound of the precision."""
-        return self.error <= BOUNDS[self.side.precision]
+        return self.error <= BOUNDS[self.contender.precision]
 
 
 def measure(
-    sides: Sequence[Side],
+    contenders: Sequence[Contender],
     rounds: int = 30,
     warmup: int = 3,
     batch: int = 0,
@@ -69,52 +71,51 @@ def measure(
     clock: str = "wall",
     progress: Callable[[Iterable[Any], int, str], Iterable[Any]] = lambda items, total, description: items,
 ) -> list[Measurement]:
-    """Measure sides in one run; they take turns.
+    """Measure contenders in one run; they take turns.
 
     Args:
-        sides: What to measure, all different.
+        contenders: What to measure, all different.
         rounds: Timed calls of each.
         warmup: Calls before them.
         batch: Images per call for the throughput; 0 leaves it out.
-        memory: Measure peak memory, each side in a process of its own.
+        memory: Measure peak memory, each contender in a process of its own.
         clock: "wall", or "cpu" for the processor time of this process.
         progress: Wraps what is gone through, with its length and a description.
 
     Raises:
-        ValueError: No side, a side twice, or an unknown clock.
+        ValueError: No contender, a contender twice, or an unknown clock.
     """
-    if not sides or len(set(sides)) < len(sides):
-        raise ValueError(f"sides must be one or more and all different, got {[side.name for side in sides]}")
+    if not contenders or len(set(contenders)) < len(contenders):
+        raise ValueError(f"contenders must be one or more and all different, got {[each.name for each in contenders]}")
     if clock not in CLOCKS:
         raise ValueError(f"clock must be one of {', '.join(CLOCKS)}, got {clock!r}")
     with tempfile.TemporaryDirectory() as folder:
-        runs = {side.name: side.open(Path(folder)) for side in progress(sides, len(sides), "opening")}
-        errors = {side.name: error_of(side, runs[side.name]) for side in sides}
+        runs = {each.name: each.open(Path(folder)) for each in progress(contenders, len(contenders), "opening")}
+        errors = {each.name: error_of(each, runs[each.name]) for each in contenders}
 
         def calls(size: int) -> dict[str, Callable[[], Any]]:
-            return {side.name: partial(runs[side.name], _images(side, size)) for side in sides}
+            return {each.name: partial(runs[each.name], _images(each, size)) for each in contenders}
 
         def track(turns: range) -> Iterable[int]:
             return progress(turns, len(turns), "timing")
 
         seconds = take_turns(calls(1), rounds, warmup, CLOCKS[clock], track)
         batch_seconds = take_turns(calls(batch), max(rounds // 3, 3), 1, CLOCKS[clock], track) if batch else {}
-        peaks = {}
-        if memory:
-            peaks = {side.name: side_memory(side, Path(folder)) for side in progress(sides, len(sides), "memory")}
+        tracked = progress(contenders, len(contenders), "memory") if memory else ()
+        peaks = {each.name: contender_memory(each, Path(folder)) for each in tracked}
     measurements = []
-    for side in sides:
-        model = model_of(side.model, side.size)
+    for contender in contenders:
+        model = model_of(contender.model, contender.size)
         measurements.append(
             Measurement(
-                side=side,
+                contender=contender,
                 params=sum(parameter.numel() for parameter in model.parameters()),
-                macs=count_macs(model, side.size),
-                seconds=seconds[side.name],
+                macs=count_macs(model, (channels_of(model), *contender.size)),
+                seconds=seconds[contender.name],
                 batch=batch,
-                batch_seconds=batch_seconds.get(side.name, []),
-                memory=peaks.get(side.name),
-                error=errors[side.name],
+                batch_seconds=batch_seconds.get(contender.name, []),
+                memory=peaks.get(contender.name),
+                error=errors[contender.name],
             )
         )
     return measurements
@@ -126,16 +127,17 @@ def speed_up(one: Measurement, other: Measurement) -> float | None:
     Forms of one model have a speed-up only where the outputs of both are the model's; different models always have a
     ratio of times.
     """
-    if one.side.model == other.side.model and not (one.agrees and other.agrees):
+    if one.contender.model == other.contender.model and not (one.agrees and other.agrees):
         return None
     return one.latency[1] / other.latency[1]
 
 
 def machine() -> dict[str, Any]:
     """Describe where and with what was measured."""
-    facts: dict[str, Any] = {"machine": platform.machine(), "cpus": len(os.sched_getaffinity(0))}
+    facts: dict[str, Any] = {"machine": platform.machine(), "cpus": cores()}
     facts["processor"] = torch.backends.cpu.get_cpu_capability()
-    for package in ("torch", "timm", "onnxruntime", "openvino", "executorch"):
+    runtimes = [package for format in FORMATS.values() for package in format.packages]
+    for package in ("torch", "timm", *runtimes):
         try:
             facts[package] = version(package)
         except PackageNotFoundError:
@@ -143,6 +145,5 @@ def machine() -> dict[str, Any]:
     return facts
 
 
-def _images(side: Side, batch: int) -> torch.Tensor:
-    channels = int(getattr(model_of(side.model, side.size), "in_chans", 3))
-    return images_of(batch, channels, side.size)
+def _images(contender: Contender, batch: int) -> torch.Tensor:
+    return images_of(batch, channels_of(model_of(contender.model, contender.size)), contender.size)

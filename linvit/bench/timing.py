@@ -12,7 +12,7 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time
 
 
 def take_turns(
-    sides: Mapping[str, Callable[[], Any]],
+    contenders: Mapping[str, Callable[[], Any]],
     rounds: int,
     warmup: int = 1,
     clock: Callable[[], float] = time.perf_counter,
@@ -21,7 +21,7 @@ def take_turns(
     """Call each function once a round, in an order that turns from round to round.
 
     Args:
-        sides: Functions by name.
+        contenders: Functions by name.
         rounds: How often each is timed.
         warmup: How often each is called first, untimed.
         clock: Tells the time in seconds.
@@ -33,21 +33,21 @@ def take_turns(
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
     for _ in range(warmup):
-        for call in sides.values():
+        for call in contenders.values():
             call()
-    names = list(sides)
+    names = list(contenders)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in track(range(rounds)):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             begin = clock()
-            sides[name]()
+            contenders[name]()
             seconds[name].append(clock() - begin)
     return seconds
 
 
 def median(seconds: Mapping[str, list[float]]) -> dict[str, float]:
-    """Return the median of each side."""
+    """Return the median of each contender."""
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 

@@ -7,10 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from linvit.bench.contenders import RUNTIMES, Contender
 from linvit.bench.run import Measurement, machine, measure, speed_up
-from linvit.bench.sides import RUNTIMES, Side
 from linvit.catalogue import PUBLISHED_TOP1
 from linvit.cli.common import Parser, image_size, print_json, print_rows, progress
+from linvit.deploy.export import BOUNDS
 from linvit.files import atomic_write
 
 FUSED = {"yes": (True,), "no": (False,), "both": (False, True)}
@@ -19,14 +20,14 @@ FUSED = {"yes": (True,), "no": (False,), "both": (False, True)}
 def run(argv: Sequence[str]) -> int:
     """Run the command; see ``linvit bench --help``."""
     args = _parse(argv)
-    sides = [
-        Side(model, runtime, fused, size, precision, args.channels_last, args.device, args.threads)
+    contenders = [
+        Contender(model, runtime, fused, size, precision, args.channels_last, args.device, args.threads)
         for size, model, runtime, precision, fused in itertools.product(
             args.img_size, args.models + args.against, args.runtime, args.precision, FUSED[args.fused]
         )
     ]
     measurements = measure(
-        list(dict.fromkeys(sides)),
+        list(dict.fromkeys(contenders)),
         args.rounds,
         args.warmup,
         args.batch_size,
@@ -39,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
         "clock": args.clock,
         "rounds": args.rounds,
         "threads": args.threads,
-        "sides": [_record(m) for m in measurements],
+        "contenders": [_record(m) for m in measurements],
     }
     if args.out:
         _write(record, measurements, args.out, _accuracies(args.top1), args.against)
@@ -68,17 +69,17 @@ def _parse(argv: Sequence[str]) -> Any:
     parser.add_argument("--fused", choices=FUSED, default="yes", help="after the exact savings, before, or both (yes)")
     help = "PIXELS or HEIGHTxWIDTH, one or several (224)"
     parser.add_argument("--img-size", nargs="+", type=image_size, default=[(224, 224)], metavar="SIZE", help=help)
-    help = "float32, bfloat16, float16, int8; one or several (float32)"
+    help = f"{', '.join(BOUNDS)}; one or several (float32)"
     parser.add_argument("--precision", nargs="+", default=["float32"], help=help)
     parser.add_argument("--channels-last", action="store_true", help="layout of eager and compiled models")
     parser.add_argument("--device", default="cpu", help="where eager and compiled models run (cpu)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with (the runtime's choice)")
     parser.add_argument("--batch-size", type=int, default=0, help="also measure the throughput of such batches (0: no)")
-    parser.add_argument("--rounds", type=int, default=30, help="timed calls of each side (30)")
+    parser.add_argument("--rounds", type=int, default=30, help="timed calls of each contender (30)")
     parser.add_argument("--warmup", type=int, default=3, help="calls before them (3)")
     help = "wall, or cpu: processor time, which others on the same cores hardly change (wall)"
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help=help)
-    parser.add_argument("--no-memory", action="store_true", help="leave out peak memory, a process for each side")
+    parser.add_argument("--no-memory", action="store_true", help="leave out peak memory, a process for each contender")
     help = "published accuracy of a peer in per cent, for the chart"
     parser.add_argument("--top1", nargs="+", default=[], metavar="NAME=PERCENT", help=help)
     parser.add_argument("--out", type=Path, metavar="DIR", help="write results.json and charts here")
@@ -88,14 +89,16 @@ def _parse(argv: Sequence[str]) -> Any:
         if name not in RUNTIMES:
             raise ValueError(f"--runtime must be of {', '.join(RUNTIMES)}, got {name!r}")
     for name in args.precision:
-        if name not in ("float32", "bfloat16", "float16", "int8"):
-            raise ValueError(f"--precision must be of float32, bfloat16, float16, int8, got {name!r}")
+        if name not in BOUNDS:
+            raise ValueError(f"--precision must be of {', '.join(BOUNDS)}, got {name!r}")
     for name in ("rounds", "batch_size", "warmup", "threads"):
         least = 0 if name in ("batch_size", "warmup") else 1
         if getattr(args, name) is not None and getattr(args, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(args, name)}")
-    if args.batch_size and "executorch" in args.runtime:
-        raise ValueError("--batch-size: an ExecuTorch program takes one image; leave it out, or executorch")
+    for name in args.runtime:
+        format = RUNTIMES[name]
+        if args.batch_size and format is not None and not format.any_batch:
+            raise ValueError(f"--batch-size: a file for {format.title} takes one image; leave it out, or {name}")
     _accuracies(args.top1)
     return args
 
@@ -115,8 +118,8 @@ def _with_first_form(measurements: list[Measurement]) -> list[tuple[Measurement,
     """Pair each measurement with the first form of its model at its size."""
     first: dict[Any, Measurement] = {}
     for m in measurements:
-        first.setdefault((m.side.model, m.side.size), m)
-    return [(m, first[m.side.model, m.side.size]) for m in measurements]
+        first.setdefault((m.contender.model, m.contender.size), m)
+    return [(m, first[m.contender.model, m.contender.size]) for m in measurements]
 
 
 def _row(pair: tuple[Measurement, Measurement]) -> dict[str, str]:
@@ -124,10 +127,10 @@ def _row(pair: tuple[Measurement, Measurement]) -> dict[str, str]:
     low, middle, high = (1e3 * seconds for seconds in m.latency)
     faster = speed_up(first, m)
     return {
-        "model": m.side.model,
-        "runtime": m.side.runtime,
-        "form": f"{m.side.form}, {m.side.precision}",
-        "size": "x".join(map(str, m.side.size)),
+        "model": m.contender.model,
+        "runtime": m.contender.runtime,
+        "form": f"{m.contender.form}, {m.contender.precision}",
+        "size": "x".join(map(str, m.contender.size)),
         "params": f"{m.params / 1e6:.1f}M",
         "MACs": f"{m.macs / 1e9:.2f}G",
         "ms": f"{middle:.2f} ({low:.2f}-{high:.2f})",
@@ -141,14 +144,14 @@ def _row(pair: tuple[Measurement, Measurement]) -> dict[str, str]:
 
 def _against(measurements: list[Measurement], models: list[str], peers: list[str]) -> list[dict[str, str]]:
     """Make a row for each model in each form, with a column for each peer in the same form."""
-    by_side = {m.side: m for m in measurements}
+    by_contender = {m.contender: m for m in measurements}
     rows = []
     for m in measurements:
-        if m.side.model not in models or not peers:
+        if m.contender.model not in models or not peers:
             continue
-        row = {"model": m.side.model, "form": m.side.name.partition(", ")[2]}
+        row = {"model": m.contender.model, "form": m.contender.name.partition(", ")[2]}
         for peer in peers:
-            other = by_side[Side(**(m.side.record | {"model": peer, "size": m.side.size}))]
+            other = by_contender[Contender(**(m.contender.record | {"model": peer, "size": m.contender.size}))]
             row[peer] = f"{m.latency[1] / other.latency[1]:.2f}"
         rows.append(row)
     return rows
@@ -175,7 +178,7 @@ def _write(
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "results.json") as temporary:
         temporary.write_text(json.dumps(record, indent=1))
-    if any(m.side.model in top1 for m in measurements):
+    if any(m.contender.model in top1 for m in measurements):
         plot_accuracy(measurements, top1, folder / "accuracy.png", peers)
-    if len({m.side.size for m in measurements}) > 1:
+    if len({m.contender.size for m in measurements}) > 1:
         plot_resolution(measurements, folder / "resolution.png")

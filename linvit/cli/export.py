@@ -14,22 +14,23 @@ from linvit.cli.common import Parser, image_size, print_facts, print_json
 from linvit.data.datasets import Mnist5k
 from linvit.data.digit_scenes import DigitScenes
 from linvit.data.images import find_images, load_image
+from linvit.deploy import FORMATS, export_model, find_format
+from linvit.deploy.export import BOUNDS
+from linvit.deploy.formats import Format
+from linvit.deploy.job import input_config
 
 DIGITS = "mnist5k"
 COMPARED, CALIBRATION = 100, 300
 """Most images of each kind; more say little more."""
-
-FORMATS = ("onnx", "openvino", "coreml", "executorch", "torch")
-PRECISIONS = ("float32", "float16", "bfloat16", "int8")
 
 
 def run(argv: Sequence[str]) -> int:
     """Run the command; see ``linvit export --help``."""
     parser = Parser("export", "Write a model for deployment and check the file.", "linvit export runs/demo --to onnx")
     parser.add_model()
-    parser.add_argument("--to", required=True, metavar="FORMAT", help=", ".join(FORMATS))
+    parser.add_argument("--to", required=True, metavar="FORMAT", help=_formats())
     parser.add_argument("--out", type=Path, metavar="FILE", help="what to write (model.* in the run folder)")
-    parser.add_argument("--precision", default="float32", help=f"{', '.join(PRECISIONS)} (float32)")
+    parser.add_argument("--precision", default="float32", help=f"{', '.join(BOUNDS)} (float32)")
     help = "PIXELS or HEIGHTxWIDTH (the model's)"
     parser.add_argument("--img-size", type=image_size, metavar="SIZE", help=help)
     parser.add_argument("--dynamic-size", action="store_true", help="take any height and width in multiples of 32")
@@ -45,16 +46,13 @@ def run(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if args.to not in FORMATS:
         raise ValueError(f"--to must be one of {', '.join(FORMATS)}, got {args.to!r}")
-    if args.precision not in PRECISIONS:
-        raise ValueError(f"--precision must be one of {', '.join(PRECISIONS)}, got {args.precision!r}")
+    if args.precision not in BOUNDS:
+        raise ValueError(f"--precision must be one of {', '.join(BOUNDS)}, got {args.precision!r}")
     if args.precision == "int8" and not args.calibration:
         raise ValueError("--precision int8 needs --calibration IMAGE..., images like those that the model will see")
-    from linvit.deploy.export import BOUNDS, export_model, runtime
-    from linvit.deploy.job import input_config
-
-    format = runtime(args.to)
+    format = find_format(args.to)
     model = load_model(args.model)
-    config = input_config(model, args.img_size)
+    config = input_config(model, args.img_size, args.dynamic_size)
     folder = Path(args.model) if Path(args.model).is_dir() else Path()
     bound = BOUNDS[args.precision] if args.bound is None else args.bound
 
@@ -64,7 +62,7 @@ def run(argv: Sequence[str]) -> int:
 
     export = export_model(
         model,
-        args.out or folder / f"model{format.SUFFIX}",
+        args.out or folder / f"model{format.suffix}",
         args.to,
         pixels(args.images, most=12 if args.images == [DIGITS] else COMPARED),
         precision=args.precision,
@@ -90,8 +88,12 @@ def run(argv: Sequence[str]) -> int:
     if args.json:
         print_json(record)
     else:
-        print_facts(_words(record))
+        print_facts(_words(record, format))
     return 0
+
+
+def _formats() -> str:
+    return "; ".join(f"{format.name} ({format.purpose})" for format in FORMATS.values())
 
 
 def _images(names: list[str], most: int, scenes: bool) -> list[Image.Image]:
@@ -117,14 +119,14 @@ def _pixels(images: list[Image.Image], config: dict[str, Any], raw: bool) -> tor
     return ((pixels * std + mean).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous()
 
 
-def _words(record: dict[str, Any]) -> dict[str, str]:
+def _words(record: dict[str, Any], format: Format) -> dict[str, str]:
     words = {
         "file": " and ".join(record["files"]),
         "size": f"{record['megabytes']:.1f} MB, {record['precision']}",
     }
     if record["structure"]:
         words["structure"] = record["structure"]
-        words["compared"] = "not run: CoreML runs on Apple's systems alone; compare there before you ship"
+        words["compared"] = f"not run: {format.title} runs on {format.runs_on} alone; compare there before you ship"
         return words
     words["compared on"] = f"{record['images']} images, relative to the model's largest output"
     words["largest error"] = f"{record['max_error']:.1e} (bound {record['bound']:.2g})"

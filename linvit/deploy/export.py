@@ -1,22 +1,19 @@
 """Export in any format: write, load the file in its runtime, compare with the model, and only then put it in place."""
 
-import dataclasses
-import importlib
 import os
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
-from linvit.deploy.job import Run, make_job
+from linvit.deploy.formats import find_format
+from linvit.deploy.job import JobOptions, Run
 
-__all__ = ["BOUNDS", "FORMATS", "Check", "Export", "compare", "export_model", "runtime"]
-
-FORMATS = ("onnx", "openvino", "coreml", "executorch", "torch")
+__all__ = ["BOUNDS", "Check", "Export", "compare", "export_model"]
 
 BOUNDS = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "int8": 0.25}
 """Largest error relative to the largest output that an export may have, by precision.
@@ -53,18 +50,6 @@ class Export:
     structure: str | None = None
 
 
-def runtime(format: str) -> ModuleType:
-    """Import the module of a format; its libraries are imported with it.
-
-    Raises:
-        ValueError: There is no such format.
-        ModuleNotFoundError: A library is missing; the message says what to install.
-    """
-    if format not in FORMATS:
-        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
-    return importlib.import_module(f"linvit.deploy.formats.{format}")
-
-
 def export_model(
     model: nn.Module,
     path: str | Path,
@@ -73,15 +58,15 @@ def export_model(
     *,
     precision: str = "float32",
     bound: float | None = None,
-    **options: object,
+    **options: Unpack[JobOptions],
 ) -> Export:
     """Write a model, run the file on images, compare, and put it in place only if it is good.
 
     Args:
         model: A model of linvit or timm, made by :func:`linvit.load_model` or ``timm.create_model``, or a network for
-            detection or segmentation.
-        path: The file (for CoreML, the package) to write; files that a format writes beside it have its name.
-        format: One of :data:`FORMATS`.
+            detection or segmentation; it stays as it is.
+        path: The file (or, where a format is one, folder) to write; what a format writes beside it has its name.
+        format: A name in :data:`linvit.deploy.FORMATS`.
         images: What to compare on, as the exported model takes them.
         precision: "float32", "float16", "bfloat16" or "int8", as far as the format has it.
         bound: Largest error relative to the largest output; None takes :data:`BOUNDS`.
@@ -91,23 +76,21 @@ def export_model(
         ValueError: The format does not have the precision, or the file differs by more than the bound; what was there
             before is still there.
     """
-    module = runtime(format)
-    if precision not in module.PRECISIONS:
-        raise ValueError(f"precision for {format} must be one of {', '.join(module.PRECISIONS)}, got {precision!r}")
+    record = find_format(format)
+    if precision not in record.precisions:
+        raise ValueError(f"precision for {format} must be one of {', '.join(record.precisions)}, got {precision!r}")
     path = Path(path)
     bound = BOUNDS[precision] if bound is None else bound
-    traced = "float32" if format in ("openvino", "coreml") and precision == "float16" else precision
-    job = make_job(model, precision=traced, separate=format == "openvino", **options)  # type: ignore[arg-type]
-    job = dataclasses.replace(job, precision=precision)
+    job = record.job(model, precision, **options)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        staged = Path(folder, path.stem + module.SUFFIX)
-        module.export(job, staged)
+        staged = Path(folder, path.stem + record.suffix)
+        record.write(job, staged)
         check, structure = None, None
-        if module.load is None:
-            structure = module.describe(staged)
+        if record.describe is not None:
+            structure = record.describe(staged)
         else:
-            check = compare(job.reference, module.load(staged), images, job.outputs[0] in CLASSES)
+            check = compare(job.reference, record.load(staged), images, job.outputs[0] in CLASSES)
             if not check.max_error <= bound:  # a NaN is no pass
                 raise ValueError(
                     f"the export differs from the model by {check.max_error:.1e} (bound {bound:.2g}): "

@@ -8,7 +8,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from timm.data import resolve_model_data_config
@@ -16,13 +16,16 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from linvit.attention import StripeAttention, WindowAttention
-from linvit.deploy.fusion import fuse, is_fused, separate_groups
+from linvit.deploy.fusion import FusedModel, fuse, is_fused, separate_groups
 from linvit.deploy.fusion.attention import FusedWindowAttention
 from linvit.heads import DenseModel
 
-__all__ = ["DTYPES", "Features", "Job", "Run", "WithPreprocessing", "input_config", "make_job", "quiet"]
+__all__ = ["DTYPES", "Features", "Job", "JobOptions", "Run", "WithPreprocessing", "input_config", "make_job", "quiet"]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+TILE = 32
+"""Sides of an export for any size are multiples of it."""
 
 Run = Callable[[Tensor], list[Tensor]]
 """A loaded file: a batch of images in, its outputs out."""
@@ -57,7 +60,7 @@ class Job:
         dims: dict[int, Any] = {0: Dim("batch")} if dynamic_batch else {}
         if self.dynamic_size:
             rows = 1 if self.example.dtype == torch.uint8 else 2
-            dims |= {rows: 32 * Dim("height32", max=256), rows + 1: 32 * Dim("width32", max=256)}
+            dims |= {rows: TILE * Dim("height32", max=256), rows + 1: TILE * Dim("width32", max=256)}
         example = self.example if dynamic_batch else self.example[:1]
         with quiet(), torch.no_grad():
             return torch.export.export(self.model, (example,), dynamic_shapes=(dims,) if dims else None)
@@ -114,7 +117,7 @@ class _InTiles(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         B, C, H, W = images.shape
-        return self.model(images.reshape(B, C, H // 32, 32, W // 32, 32).flatten(4, 5).flatten(2, 3))
+        return self.model(images.reshape(B, C, H // TILE, TILE, W // TILE, TILE).flatten(4, 5).flatten(2, 3))
 
 
 class _InPrecision(nn.Module):
@@ -129,8 +132,20 @@ class _InPrecision(nn.Module):
         return y.float() if isinstance(y, Tensor) else tuple(map(Tensor.float, y))
 
 
+class JobOptions(TypedDict, total=False):
+    """What :func:`make_job` and whoever calls it take by name; see there."""
+
+    img_size: tuple[int, int] | None
+    fused: bool
+    features: bool
+    preprocessing: bool
+    dynamic_size: bool
+    calibration: Tensor | None
+    classes: list[str] | None
+
+
 def make_job(
-    model: Any,
+    model: nn.Module,
     img_size: tuple[int, int] | None = None,
     *,
     precision: str = "float32",
@@ -164,24 +179,19 @@ def make_job(
         raise ValueError(f"precision must be one of {', '.join(DTYPES)}, int8, got {precision!r}")
     if precision == "int8" and calibration is None:
         raise ValueError("precision int8 needs calibration images: give --calibration IMAGE...")
-    config = input_config(model, img_size)
+    config = input_config(model, img_size, dynamic_size)
     channels, height, width = config["input_size"]
-    if dynamic_size:  # a side of one times 32 would be taken for a constant
-        height, width = (max(64, -(-side // 32) * 32) for side in (height, width))
-    if isinstance(model, DenseModel) and (height % 32 or width % 32):
-        raise ValueError(f"img_size must be multiples of 32 to {model.task}, got {height}x{width}")
-    if dynamic_size and any(
-        isinstance(m, WindowAttention | StripeAttention | FusedWindowAttention) for m in model.modules()
-    ):
-        raise ValueError(f"{type(model).__name__} attends in windows, which fixes the size: leave out --dynamic-size")
-    if dynamic_size and isinstance(model, DenseModel) and model.task == "detect" and not features:
-        raise ValueError("a detector's anchors fix the size: leave out --dynamic-size")
-    prepared = fuse(model) if fused and not is_fused(model) else copy.deepcopy(model).eval()
+    if isinstance(model, DenseModel) and (height % TILE or width % TILE):
+        raise ValueError(f"img_size must be multiples of {TILE} to {model.task}, got {height}x{width}")
+    if dynamic_size:
+        _check_any_size(model, features)
+    # ExecuTorch does not lower weights in channels-last.
+    trained = copy.deepcopy(model).cpu().float().eval().to(memory_format=torch.contiguous_format)
+    prepared = fuse(trained) if fused and not is_fused(trained) else copy.deepcopy(trained)
     if separate and is_fused(prepared):
         prepared = separate_groups(prepared)
-    # ExecuTorch does not lower weights in channels-last.
-    prepared, outputs = _body(prepared.cpu().to(memory_format=torch.contiguous_format), features)
-    reference, _ = _body(model.float().eval(), features)
+    prepared, outputs = _body(prepared, features)
+    reference, _ = _body(trained, features)
     if dynamic_size:
         prepared = _InTiles(prepared)
     if precision in ("float16", "bfloat16"):
@@ -206,12 +216,15 @@ def make_job(
     return Job(prepared.eval(), reference, example, outputs, precision, dynamic_size, calibration, metadata)
 
 
-def input_config(model: Any, img_size: tuple[int, int] | None = None) -> dict[str, Any]:
+def input_config(
+    model: nn.Module, img_size: tuple[int, int] | None = None, dynamic_size: bool = False
+) -> dict[str, Any]:
     """Return what a model sees, under timm's names.
 
     Args:
         model: A classifier, or a network of :mod:`linvit.heads`.
         img_size: Height and width in pixels; None takes the model's.
+        dynamic_size: Take the next size that an export for any size can take: multiples of 32.
 
     Raises:
         ValueError: The model has no size of its own and none is given.
@@ -227,15 +240,27 @@ def input_config(model: Any, img_size: tuple[int, int] | None = None) -> dict[st
         config["input_size"] = (channels, *img_size)
     if config["input_size"] is None:
         raise ValueError("img_size: the model takes images of any size; give --img-size HEIGHTxWIDTH")
+    if dynamic_size:  # a side of one times 32 would be taken for a constant
+        channels, *sides = config["input_size"]
+        config["input_size"] = (channels, *(max(2 * TILE, -(-side // TILE) * TILE) for side in sides))
     return config
 
 
-def _body(model: Any, features: bool) -> tuple[nn.Module, tuple[str, ...]]:
+def _check_any_size(model: nn.Module, features: bool) -> None:
+    """Raise a ValueError if something in a model fixes the size of its images."""
+    if any(isinstance(m, WindowAttention | StripeAttention | FusedWindowAttention) for m in model.modules()):
+        raise ValueError(f"{type(model).__name__} attends in windows, which fixes the size: leave out --dynamic-size")
+    if isinstance(model, DenseModel) and model.task == "detect" and not features:
+        raise ValueError("a detector's anchors fix the size: leave out --dynamic-size")
+
+
+def _body(model: nn.Module, features: bool) -> tuple[nn.Module, tuple[str, ...]]:
     """Return what of a model is exported, and the names of its outputs."""
-    if isinstance(model, DenseModel):
+    inner = model.model if isinstance(model, FusedModel) else model
+    if isinstance(inner, DenseModel):
         from linvit.deploy.dense import dense_body
 
-        return dense_body(model, features)
+        return dense_body(inner, features)
     if features:
         maps = Features(model)
         return maps, maps.names

@@ -5,16 +5,16 @@ import dataclasses
 import pytest
 
 from linvit.bench import quartiles
-from linvit.bench.process import side_memory
+from linvit.bench.contenders import Contender
+from linvit.bench.process import contender_memory
 from linvit.bench.run import Measurement, measure, speed_up
-from linvit.bench.sides import Side
 
 SIZE = (32, 32)
 
 
 def measurement(model: str, seconds: float, error: float, fused: bool = False) -> Measurement:
-    side = Side(model, "eager", fused, SIZE)
-    return Measurement(side, 1, 1, [seconds], 0, [], None, error)
+    contender = Contender(model, "eager", fused, SIZE)
+    return Measurement(contender, 1, 1, [seconds], 0, [], None, error)
 
 
 def test_forms_of_one_model_have_a_speed_up_only_if_their_outputs_agree():
@@ -29,13 +29,13 @@ def test_forms_of_one_model_have_a_speed_up_only_if_their_outputs_agree():
 
 @pytest.fixture(scope="module")
 def measured(run_folder):
-    sides = [
-        Side(str(run_folder), runtime, fused, SIZE) for runtime, fused in [("eager", False), ("onnxruntime", True)]
+    contenders = [
+        Contender(str(run_folder), runtime, fused, SIZE) for runtime, fused in [("eager", False), ("onnxruntime", True)]
     ]
-    return measure(sides, rounds=3, warmup=1, batch=2, memory=False, clock="cpu")
+    return measure(contenders, rounds=3, warmup=1, batch=2, memory=False, clock="cpu")
 
 
-def test_sides_are_timed_in_their_runtimes_and_checked(measured):
+def test_contenders_are_timed_in_their_runtimes_and_checked(measured):
     trained, fused = measured
     assert trained.error == 0.0
     assert 0.0 < fused.error < 1e-5
@@ -49,12 +49,12 @@ def test_sides_are_timed_in_their_runtimes_and_checked(measured):
 
 
 def test_peak_memory_is_of_a_fresh_process(run_folder, tmp_path):
-    assert 1e6 < side_memory(Side(str(run_folder), "eager", False, SIZE), tmp_path) < 1e9
+    assert 1e6 < contender_memory(Contender(str(run_folder), "eager", False, SIZE), tmp_path) < 1e9
 
 
-def test_sides_must_differ():
+def test_contenders_must_differ():
     with pytest.raises(ValueError, match="all different"):
-        measure([Side("care_s0"), Side("care_s0")])
+        measure([Contender("care_s0"), Contender("care_s0")])
 
 
 def test_quartiles():

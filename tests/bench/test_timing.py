@@ -1,11 +1,11 @@
-"""Timing takes turns: every side is called as often, and none is always first."""
+"""Timing takes turns: every contender is called as often, and none is always first."""
 
 import pytest
 
 from linvit.bench import median, take_turns
 
 
-def test_sides_take_turns_after_a_warm_up():
+def test_contenders_take_turns_after_a_warm_up():
     calls = []
     seconds = take_turns({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=3, warmup=1)
     assert "".join(calls) == "abc" + "abc" + "bca" + "cab"

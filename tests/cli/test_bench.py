@@ -13,9 +13,9 @@ def test_forms_and_peers_in_one_table(linvit_command, run_folder, tmp_path):
     said = linvit_command("bench", run_folder, *peer, "--fused", "both", "--out", out, *ARGS, "32x64")
     assert said.code == 0, said.err
     record = json.loads((out / "results.json").read_text())
-    assert len(record["sides"]) == 8  # two models, two forms, two sizes
-    assert {side["side"]["fused"] for side in record["sides"]} == {False, True}
-    assert all(side["error"] < 1e-4 and len(side["seconds"]) == 3 for side in record["sides"])
+    assert len(record["contenders"]) == 8  # two models, two forms, two sizes
+    assert {contender["contender"]["fused"] for contender in record["contenders"]} == {False, True}
+    assert all(contender["error"] < 1e-4 and len(contender["seconds"]) == 3 for contender in record["contenders"])
     assert record["torch"]
     assert {path.name for path in out.iterdir()} == {"results.json", "accuracy.png", "resolution.png"}
 
@@ -25,18 +25,18 @@ def test_json_and_no_chart_of_accuracies_that_nobody_knows(linvit_command, run_f
     said = linvit_command("bench", run_folder, *ARGS, *args)
     assert said.code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
-    (side,) = said.json["sides"]
-    assert side["latency"]["q1"] <= side["latency"]["median"]
+    (contender,) = said.json["contenders"]
+    assert contender["latency"]["q1"] <= contender["latency"]["median"]
     assert said.json["clock"] == "cpu"
 
 
 @pytest.mark.parametrize(
     ("args", "line"),
     [
-        (["--runtime", "tflite"], "--runtime must be of eager, compiled, onnxruntime, openvino, executorch, got"),
+        (["--runtime", "tflite"], "--runtime must be of eager, compiled, executorch, onnxruntime, openvino, got"),
         (["--img-size", "0"], "argument --img-size: must be PIXELS or HEIGHTxWIDTH, got '0'"),
         (["--rounds", "0"], "--rounds must be at least 1, got 0"),
-        (["--precision", "int4"], "--precision must be of float32, bfloat16, float16, int8, got 'int4'"),
+        (["--precision", "int4"], "--precision must be of float32, float16, bfloat16, int8, got 'int4'"),
         (["--top1", "care_s0"], "--top1 must be NAME=PERCENT, got 'care_s0'"),
     ],
 )

@@ -1,9 +1,11 @@
 """linvit export: what it writes is checked against the model, or is not left behind."""
 
-import builtins
+import dataclasses
 import sys
 
 import pytest
+
+from linvit.deploy import FORMATS
 
 
 def test_command_checks_on_real_images_and_reports(linvit_command, run_folder, photos, tmp_path):
@@ -35,7 +37,7 @@ def test_beyond_the_bound_is_exit_code_2(linvit_command, run_folder, tmp_path):
 @pytest.mark.parametrize(
     ("args", "line"),
     [
-        (["--to", "tflite"], "--to must be one of onnx, openvino, coreml, executorch, torch, got 'tflite'"),
+        (["--to", "tflite"], "--to must be one of coreml, executorch, onnx, openvino, torch, got 'tflite'"),
         (["--to", "onnx", "--precision", "int4"], "--precision must be one of float32, float16, bfloat16, int8, got"),
         (["--to", "onnx", "--precision", "int8"], "--precision int8 needs --calibration IMAGE..."),
     ],
@@ -47,15 +49,25 @@ def test_wrong_arguments_are_named(linvit_command, run_folder, args, line):
 
 
 def test_a_missing_library_is_one_line(linvit_command, run_folder, monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name == "openvino":
-            raise ModuleNotFoundError("No module named 'openvino'", name="openvino")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.delitem(sys.modules, "linvit.deploy.formats.openvino", raising=False)
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "openvino", None)  # as if it were not installed
     said = linvit_command("export", run_folder, "--to", "openvino")
     assert said.code == 2
     assert said.err == 'linvit: error: OpenVINO needs openvino: pip install "linvit[deploy]"\n'
+
+
+def test_an_export_for_any_size_is_compared_at_a_size_that_it_takes(linvit_command, run_folder, tmp_path):
+    args = ("--to", "torch", "--out", tmp_path / "m.pt2", "--dynamic-size", "--img-size", "48")
+    said = linvit_command("export", run_folder, *args, "--json")
+    assert said.code == 0, said.err
+    assert said.json["top1_agreement"] == 1.0
+
+
+def test_a_failing_runtime_is_one_line(linvit_command, run_folder, monkeypatch, tmp_path):
+    def fail(path, threads=None, precision="float32"):
+        raise RuntimeError("the first line\nmany more")
+
+    monkeypatch.setitem(FORMATS, "torch", dataclasses.replace(FORMATS["torch"], loader=fail))
+    said = linvit_command("export", run_folder, "--to", "torch", "--out", tmp_path / "m.pt2")
+    assert said.code == 2
+    assert said.err == "linvit: error: PyTorch cannot load m.pt2: RuntimeError: the first line many more\n"
+    assert not list(tmp_path.iterdir())

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 import linvit
-from linvit.deploy import export_model
-from linvit.deploy.export import runtime
+from linvit.deploy import export_model, find_format
 from linvit.heads.detection import DetectionModel
 from linvit.heads.segmentation import Segmenter
 
@@ -44,7 +43,7 @@ def test_segmentation_network_as_a_file_of_its_logits(segmenter, tmp_path):
     export = export_model(model, tmp_path / "m.onnx", "onnx", images(), img_size=(64, 96), classes=CLASSES)
     assert export.check.max_error < 1e-5
     assert export.check.top1_agreement == 1.0
-    (logits,) = runtime("onnx").load(tmp_path / "m.onnx")(images(1))
+    (logits,) = find_format("onnx").load(tmp_path / "m.onnx")(images(1))
     with torch.no_grad():
         torch.testing.assert_close(logits, model(images(1)), rtol=1e-3, atol=1e-5)
     properties = {
@@ -61,7 +60,7 @@ def test_command_exports_a_segmentation_run_at_a_given_size(linvit_command, segm
     args = ("--img-size", "64x96", "--with-preprocessing", "--json")
     said = linvit_command("export", segmenter, "--to", "torch", "--out", tmp_path / "m.pt2", *args)
     assert said.json["top1_agreement"] == 1.0
-    (probabilities,) = runtime("torch").load(tmp_path / "m.pt2")(torch.zeros(2, 64, 96, 3, dtype=torch.uint8))
+    (probabilities,) = find_format("torch").load(tmp_path / "m.pt2")(torch.zeros(2, 64, 96, 3, dtype=torch.uint8))
     assert probabilities.shape == (2, 3, 64, 96)
     torch.testing.assert_close(probabilities.sum(1), torch.ones(2, 64, 96))
 
@@ -74,7 +73,7 @@ def test_retinanet_as_a_file_of_boxes_and_scores_among_which_are_its_detections(
     normalised = (image - mean) / std
     export = export_model(model, tmp_path / "m.onnx", "onnx", normalised, img_size=(64, 96))
     assert export.check.max_error < 1e-5
-    boxes, scores = runtime("onnx").load(tmp_path / "m.onnx")(normalised)
+    boxes, scores = find_format("onnx").load(tmp_path / "m.onnx")(normalised)
     assert scores.shape == (1, boxes.shape[1], 4)
     (found,) = model(list(image))
     assert len(found["boxes"]) > 10
@@ -89,7 +88,7 @@ def test_detectors_that_select_regions_inside_say_what_can_be_exported(tmp_path)
         export_model(model, tmp_path / "m.pt2", "torch", images())
     export = export_model(model, tmp_path / "m.pt2", "torch", images(), img_size=(64, 96), features=True)
     assert export.check.max_error < 1e-5
-    assert len(runtime("torch").load(tmp_path / "m.pt2")(images(1))) == 5
+    assert len(find_format("torch").load(tmp_path / "m.pt2")(images(1))) == 5
 
 
 def test_size_must_suit_the_strides(segmenter, tmp_path):

@@ -12,8 +12,7 @@ import timm
 import torch
 
 import linvit
-from linvit.deploy import export_model
-from linvit.deploy.export import runtime
+from linvit.deploy import export_model, find_format
 from linvit.deploy.job import Job, make_job
 from tests.conftest import CLASSES
 
@@ -52,8 +51,8 @@ def test_file_agrees_with_the_model_in_other_batches_too(model, tmp_path, format
     assert export.check.max_error < {"float32": 1e-5, "float16": 1e-2}.get(precision, 0.1)
     assert sorted(file.name for file in (tmp_path / "new").iterdir()) == sorted(file.name for file in export.files)
     assert export.bytes == sum(file.stat().st_size for file in export.files)
-    path = next(file for file in export.files if file.suffix == runtime(format).SUFFIX)
-    (one,) = runtime(format).load(path, **({} if format == "executorch" else {"threads": 1}))(images(1))
+    path = next(file for file in export.files if file.suffix == find_format(format).suffix)
+    (one,) = find_format(format).load(path, threads=1)(images(1))
     with torch.no_grad():
         torch.testing.assert_close(one, model(images(1)), rtol=0.1, atol=0.1 * model(images(1)).abs().max().item())
 
@@ -74,7 +73,7 @@ def test_onnx_int8_is_smaller_and_says_how_far_it_is(model, tmp_path):
 
 def test_features_are_the_maps(model, tmp_path):
     export_model(model, tmp_path / "m.pt2", "torch", images(), features=True, **OPTIONS)
-    maps = runtime("torch").load(tmp_path / "m.pt2")(images(2))
+    maps = find_format("torch").load(tmp_path / "m.pt2")(images(2))
     with torch.no_grad():
         expected = model.forward_intermediates(images(2), intermediates_only=True)
     for one, other in zip(maps, expected, strict=True):
@@ -106,10 +105,10 @@ def test_preprocessing_takes_pixels_and_gives_probabilities(model, tmp_path):
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 def test_dynamic_size_and_features(model, tmp_path, format):
     export = export_model(model, tmp_path / "m.x", format, images(), features=True, dynamic_size=True, **OPTIONS)
-    path = next(file for file in export.files if file.suffix == runtime(format).SUFFIX)
+    path = next(file for file in export.files if file.suffix == find_format(format).suffix)
     assert export.check.top1_agreement is None
     large = images(2, 96, 64)
-    maps = runtime(format).load(path)(large)
+    maps = find_format(format).load(path)(large)
     with torch.no_grad():
         expected = model.forward_intermediates(large, intermediates_only=True)
     for one, other in zip(maps, expected, strict=True):
@@ -118,11 +117,11 @@ def test_dynamic_size_and_features(model, tmp_path, format):
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 def test_sides_that_are_no_multiples_of_32_are_refused_by_the_runtime(model, tmp_path, format):
-    module = runtime(format)
+    module = find_format(format)
     export = export_model(model, tmp_path / "m.x", format, images(1, 64, 64), dynamic_size=True, **OPTIONS)
-    run = module.load(next(file for file in export.files if file.suffix == module.SUFFIX))
+    run = module.load(next(file for file in export.files if file.suffix == module.suffix))
     assert run(images(1, 64, 96))[0].shape == (1, 3)
-    with pytest.raises(Exception, match="Reshape"):
+    with pytest.raises(ValueError, match=r"cannot run m\.\w+ on images of 1x3x37x1013: .*Reshape"):
         run(images(1, 37, 1013))
 
 
@@ -132,7 +131,7 @@ def test_dynamic_size_interpolates_positions(tmp_path):
         "flatten_pvt_v2_b0", depths=(1, 1, 1, 1), embed_dims=(8, 16, 40, 64), num_classes=4
     ).eval()
     export_model(model, tmp_path / "m.onnx", "onnx", images(2, 64, 64), img_size=(64, 64), dynamic_size=True)
-    run = runtime("onnx").load(tmp_path / "m.onnx")
+    run = find_format("onnx").load(tmp_path / "m.onnx")
     for size in ((224, 224), (96, 160)):
         with torch.no_grad():
             torch.testing.assert_close(run(images(1, *size))[0], model(images(1, *size)), rtol=1e-3, atol=1e-5)
@@ -163,7 +162,7 @@ def test_a_file_beyond_the_bound_does_not_replace_a_good_one(model, tmp_path):
 def test_what_a_format_lacks_is_named(model, tmp_path):
     with pytest.raises(ValueError, match="precision for coreml must be one of float32, float16, got 'int8'"):
         export_model(model, tmp_path / "m", "coreml", images(), precision="int8")
-    with pytest.raises(ValueError, match=r"format must be one of onnx, openvino, .*, got 'tflite'"):
+    with pytest.raises(ValueError, match=r"format must be one of coreml, executorch, .*, got 'tflite'"):
         export_model(model, tmp_path / "m", "tflite", images())
 
 
@@ -171,11 +170,24 @@ def test_executorch_normalises_wide_layers_in_float32(tmp_path):
     norms = torch.nn.Sequential(torch.nn.LayerNorm(512), torch.nn.GroupNorm(1, 49)).eval()
     x = torch.randn(1, 49, 512, generator=torch.Generator().manual_seed(0))
     job = Job(norms.half(), norms, x.half(), ("logits",), "float16")
-    runtime("executorch").export(job, tmp_path / "m.pte")
-    (y,) = runtime("executorch").load(tmp_path / "m.pte")(x.half())
+    find_format("executorch").write(job, tmp_path / "m.pte")
+    (y,) = find_format("executorch").load(tmp_path / "m.pte")(x.half())
     assert (y - norms.float()(x)).abs().max() < 1e-2
 
 
 def test_models_in_channels_last_are_exported_in_the_usual_layout(model):
     job = make_job(copy.deepcopy(model).to(memory_format=torch.channels_last), (32, 32))
     assert all(parameter.is_contiguous() for parameter in job.model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_in_half_precision_and_training_stays_as_it_is(model, dtype):
+    trained = copy.deepcopy(model).to(dtype).train()
+    before = {key: tensor.clone() for key, tensor in trained.state_dict().items()}
+    job = make_job(trained, (32, 32))
+    assert all(module.training for module in trained.modules())
+    assert {tensor.dtype for tensor in trained.parameters()} == {dtype}
+    for key, tensor in trained.state_dict().items():
+        assert torch.equal(tensor, before[key])
+    assert job.reference(images(1)).dtype == torch.float32
+    torch.testing.assert_close(job.model(images(1)), job.reference(images(1)), rtol=1e-3, atol=1e-5)

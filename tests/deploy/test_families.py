@@ -24,7 +24,7 @@ def test_family_goes_into_format(name, format, tmp_path):
     torch.manual_seed(0)
     model = timm.create_model(name, img_size=96, num_classes=5, **SMALL[name])
     export = export_model(model, tmp_path / "model", format, torch.randn(2, 3, 96, 96), img_size=(96, 96))
-    if format == "coreml":
+    if export.check is None:
         assert "images 1x3x96x96 to logits" in export.structure
     else:
         assert export.check.max_error < 1e-4

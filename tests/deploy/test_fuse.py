@@ -1,6 +1,7 @@
 """A fused model computes what the trained one computes, in every family and at any size."""
 
 import copy
+import pickle
 
 import pytest
 import timm
@@ -149,7 +150,7 @@ def test_chain_folds_a_batch_norm_on_either_side_but_not_over_a_border():
     x = torch.randn(2, 4, 9, 7)
     torch.testing.assert_close(fused(x), model(x), rtol=1e-5, atol=1e-5)
     assert fuse_report(fused).removed["BatchNorm"] == 3
-    assert isinstance(fused[1][0], nn.BatchNorm2d)
+    assert isinstance(fused.model[1][0], nn.BatchNorm2d)
 
 
 def test_training_mode_is_refused():
@@ -165,3 +166,53 @@ def test_training_mode_is_refused():
         fuse(fused)
     with pytest.raises(ValueError, match="Care is not fused"):
         fuse_report(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("care_s0", {"depths": (1, 1, 1, 1), "dims": (4, 4, 16, 32)}),
+        ("care_s0", {"depths": (1, 1, 1, 1), "dims": (4, 4, 16, 32), "features_only": True}),
+        ("flatten_swin_tiny", {"depths": (1, 1, 1, 1), "embed_dim": 24, "img_size": 64}),
+        ("linglo_b0", {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 40, 64)}),
+    ],
+)
+@pytest.mark.parametrize("separate", [False, True])
+def test_fused_models_are_copied_and_pickled_as_any_module(name, args, separate):
+    fused = fuse(lived_in(timm.create_model(name, **args)))
+    fused = separate_groups(fused) if separate else fused
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = _maps(fused(images))
+        for again in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
+            assert fuse_report(again) == fuse_report(fused)
+            assert type(again) is type(fused)
+            for parameter in again.parameters():
+                parameter.zero_()
+            assert not torch.equal(_maps(again(images))[-1], expected[-1])
+            again.load_state_dict(fused.state_dict())
+            for one, other in zip(_maps(again(images)), expected, strict=True):
+                torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_fused_linearized_model_is_pickled_with_its_grid():
+    args = {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": 64, "num_classes": 5, "dynamic_img_size": True}
+    fused = fuse(lived_in(linvit.linearize(timm.create_model("deit3_small_patch16_224", **args))))
+    again = pickle.loads(pickle.dumps(fused))
+    for size in ((64, 64), (96, 64)):
+        images = torch.randn(1, 3, *size)
+        torch.testing.assert_close(again(images), fused(images), rtol=0, atol=0)
+
+
+def test_fused_model_has_the_interface_of_the_model():
+    model = lived_in(timm.create_model("care_s0", depths=(1, 1, 1, 1), dims=(4, 4, 16, 32), num_classes=7))
+    fused = fuse(model)
+    images = torch.randn(1, 3, 64, 64)
+    maps = fused.forward_intermediates(images, intermediates_only=True)
+    for one, other in zip(maps, model.forward_intermediates(images, intermediates_only=True), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    assert (fused.num_classes, fused.num_features) == (7, model.num_features)
+    assert fused.pretrained_cfg == model.pretrained_cfg
+    assert isinstance(fused.get_classifier(), nn.Module)
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        fused.no_such_thing  # noqa: B018

@@ -1,37 +1,21 @@
 """CoreML packages for Apple's devices. They run on Apple's systems alone; elsewhere their structure is checked."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch._decomp import get_decompositions
 
+from linvit.deploy.formats._record import Format
 from linvit.deploy.job import Job, quiet
 
-try:
-    with quiet():
-        import coremltools
-        from coremltools.converters.mil import register_torch_op
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(f'CoreML needs {error.name}: pip install "linvit[deploy]"') from error
-
-__all__ = ["PRECISIONS", "SUFFIX", "describe", "export", "load"]
-
-SUFFIX = ".mlpackage"
-PRECISIONS = ("float32", "float16")
-load = None  # nothing here can run a package
+__all__ = ["FORMAT"]
 
 
-@register_torch_op
-def alias(context: Any, node: Any) -> None:
-    """Teach the converter an operation that returns its input."""
-    context.add(context[node.inputs[0]], torch_name=node.name)
-
-
-def export(job: Job, path: Path) -> None:
+def write(job: Job, path: Path) -> None:
     """Write a package for one image of one size, for iOS 16 and macOS 13 or newer."""
-    if job.dynamic_size:
-        raise ValueError("a CoreML package is written for one size: leave out --dynamic-size")
+    coremltools = _coremltools()
     precision = coremltools.precision.FLOAT32 if job.precision == "float32" else coremltools.precision.FLOAT16
     with quiet():
         package = coremltools.convert(
@@ -53,6 +37,7 @@ def describe(path: Path) -> str:
     Raises:
         ValueError: It is no ML program with one input.
     """
+    coremltools = _coremltools()
     with quiet():
         spec = coremltools.models.MLModel(str(path), skip_model_load=True).get_spec()
     if spec.WhichOneof("Type") != "mlProgram" or len(spec.description.input) != 1:
@@ -62,3 +47,35 @@ def describe(path: Path) -> str:
     outputs = ", ".join(output.name for output in spec.description.output)
     shape = "x".join(map(str, images.type.multiArrayType.shape))
     return f"{len(block.operations)} operations, {images.name} {shape} to {outputs}"
+
+
+@functools.cache
+def _coremltools() -> Any:
+    """Import the converter and teach it an operation that returns its input."""
+    with quiet():
+        import coremltools
+        from coremltools.converters.mil import register_torch_op
+
+    @register_torch_op
+    def alias(context: Any, node: Any) -> None:
+        context.add(context[node.inputs[0]], torch_name=node.name)
+
+    return coremltools
+
+
+FORMAT = Format(
+    name="coreml",
+    title="CoreML",
+    purpose="iOS, macOS",
+    suffix=".mlpackage",
+    precisions=("float32", "float16"),
+    converted=("float16",),
+    any_batch=False,
+    any_size=False,
+    libraries=("coremltools",),
+    writer=write,
+    loader=None,
+    describe=describe,
+    runs_on="Apple's systems",
+    runtime=None,
+)

@@ -7,25 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from linvit.deploy.formats._record import Format
 from linvit.deploy.job import Job, Run, quiet
 
-try:
+__all__ = ["FORMAT"]
+
+
+def write(job: Job, path: Path) -> None:
+    """Write a program for one image of one size; what describes it goes into a ``.json`` beside it."""
     with quiet():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(f'ExecuTorch needs {error.name}: pip install "linvit[deploy]"') from error
-
-__all__ = ["PRECISIONS", "SUFFIX", "export", "load"]
-
-SUFFIX = ".pte"
-PRECISIONS = ("float32", "float16", "int8")
-
-
-def export(job: Job, path: Path) -> None:
-    """Write a program for one image of one size; what describes it goes into a ``.json`` beside it."""
-    if job.dynamic_size:
-        raise ValueError("an ExecuTorch program plans its memory for one size: leave out --dynamic-size")
     program = job.program(dynamic_batch=False)
     with quiet():
         if job.precision == "int8":
@@ -37,7 +29,7 @@ def export(job: Job, path: Path) -> None:
     path.with_suffix(".json").write_text(json.dumps(job.metadata, indent=1))
 
 
-def load(path: Path, threads: int | None = None) -> Run:
+def load(path: Path, threads: int | None = None, precision: str = "float32") -> Run:
     """Open a program in ExecuTorch's Python runtime; a batch is run image by image.
 
     Args:
@@ -106,3 +98,21 @@ def _is_dense(node: Any) -> bool:
     return node.target == torch.ops.aten.linear.default or (
         node.target == torch.ops.aten.conv2d.default and groups == 1
     )
+
+
+FORMAT = Format(
+    name="executorch",
+    title="ExecuTorch",
+    purpose="Android and iOS, PyTorch's runtime",
+    suffix=".pte",
+    companions=(".json",),
+    precisions=("float32", "float16", "int8"),
+    any_batch=False,
+    any_size=False,
+    any_threads=False,
+    libraries=("executorch.exir", "torchao"),
+    packages=("executorch",),
+    writer=write,
+    loader=load,
+    runtime="executorch",
+)

@@ -8,23 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from linvit.deploy.formats._record import Format
 from linvit.deploy.job import Job, Run, quiet
 
-try:
-    import onnx
-    import onnxruntime
-    import onnxscript  # noqa: F401 -- torch's exporter needs it, and would say so in many lines
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(f'ONNX needs {error.name}: pip install "linvit[deploy]"') from error
-
-__all__ = ["PRECISIONS", "SUFFIX", "export", "load"]
-
-SUFFIX = ".onnx"
-PRECISIONS = ("float32", "float16", "int8")
+__all__ = ["FORMAT"]
 
 
-def export(job: Job, path: Path) -> None:
+def write(job: Job, path: Path) -> None:
     """Write one file: ``images`` to the job's outputs, any batch size."""
+    import onnx
+
     with quiet():
         program = torch.onnx.export(
             job.program(), input_names=["images"], output_names=list(job.outputs), dynamo=True, external_data=False
@@ -38,8 +31,10 @@ def export(job: Job, path: Path) -> None:
     onnx.save(proto, str(path))
 
 
-def load(path: Path, threads: int | None = None) -> Run:
+def load(path: Path, threads: int | None = None, precision: str = "float32") -> Run:
     """Open a file in ONNX Runtime on the CPU."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     # Threads of a session would go on spinning after its call, and take the processor from what comes next.
@@ -57,6 +52,7 @@ def _quantized(proto: Any, calibration: Tensor) -> Any:
     cost accuracy (docs/deploy.md). Weights take 7 bits, so that processors without dot-product instructions
     (AVX2), which add pairs of products in 16 bits, do not overflow.
     """
+    import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -97,3 +93,17 @@ def _quantized(proto: Any, calibration: Tensor) -> Any:
 
 def _groups(node: Any) -> int:
     return next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+
+
+FORMAT = Format(
+    name="onnx",
+    title="ONNX",
+    purpose="servers, Windows, Android, browsers",
+    suffix=".onnx",
+    precisions=("float32", "float16", "int8"),
+    libraries=("onnx", "onnxruntime", "onnxscript"),  # torch's exporter would ask for the last in many lines
+    packages=("onnxruntime",),
+    writer=write,
+    loader=load,
+    runtime="onnxruntime",
+)

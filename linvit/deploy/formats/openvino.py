@@ -9,25 +9,20 @@ from typing import Any
 
 import torch
 
+from linvit.deploy.formats._record import Format
 from linvit.deploy.job import Job, Run, quiet
 
-try:
-    import openvino
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(f'OpenVINO needs {error.name}: pip install "linvit[deploy]"') from error
-
-__all__ = ["PRECISIONS", "SUFFIX", "export", "load"]
-
-SUFFIX = ".xml"
-PRECISIONS = ("float32", "float16", "int8")
+__all__ = ["FORMAT"]
 
 
-def export(job: Job, path: Path) -> None:
+def write(job: Job, path: Path) -> None:
     """Write the graph to ``path`` and the weights to a ``.bin`` beside it; any batch size.
 
     "float16" halves the weights in the file; what they are computed in is chosen when the file is loaded, as bfloat16
     is (``INFERENCE_PRECISION_HINT``).
     """
+    import openvino
+
     with quiet(), _unreported():
         model = openvino.convert_model(job.program())
         if job.precision == "int8":
@@ -63,8 +58,10 @@ def load(path: Path, threads: int | None = None, precision: str = "float32") -> 
     Args:
         path: The ``.xml``.
         threads: Threads to compute with; None takes OpenVINO's choice.
-        precision: What to compute in, "float32" or "bfloat16".
+        precision: What to compute in: bfloat16, or otherwise float32.
     """
+    import openvino
+
     config: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": {"bfloat16": "bf16"}.get(precision, "f32"),
@@ -90,10 +87,8 @@ def _quantized(model: Any, job: Job) -> Any:
 
     Measured in docs/deploy.md, as is that NNCF's treatment of transformers does worse than its default.
     """
-    try:
-        import nncf
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f'int8 for OpenVINO needs {error.name}: pip install "linvit[deploy]"') from error
+    import nncf
+
     assert job.calibration is not None
     images = [image.numpy() for image in job.calibration.split(1)]
     nodes = model.get_ordered_ops()
@@ -109,3 +104,21 @@ def _is_linear(node: Any) -> bool:
     while source.get_type_name() in ("Convert", "Transpose", "Reshape"):
         source = source.input_value(0).get_node()
     return source.get_type_name() == "Constant"
+
+
+FORMAT = Format(
+    name="openvino",
+    title="OpenVINO",
+    purpose="Intel's and Arm's CPUs, Intel's GPUs and NPUs",
+    suffix=".xml",
+    companions=(".bin",),
+    precisions=("float32", "float16", "int8"),
+    converted=("float16",),
+    loads_as=("bfloat16",),
+    separate_groups=True,
+    libraries=("openvino", "nncf"),
+    packages=("openvino",),
+    writer=write,
+    loader=load,
+    runtime="openvino",
+)

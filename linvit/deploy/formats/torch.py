@@ -4,27 +4,20 @@ from pathlib import Path
 
 import torch
 
+from linvit.deploy.formats._record import Format
 from linvit.deploy.job import Job, Run, quiet
 
-__all__ = ["PRECISIONS", "SUFFIX", "export", "load"]
-
-SUFFIX = ".pt2"
-PRECISIONS = ("float32", "float16", "bfloat16")
+__all__ = ["FORMAT"]
 
 
-def export(job: Job, path: Path) -> None:
+def write(job: Job, path: Path) -> None:
     """Write the traced program; any batch size."""
     with quiet():
         torch.export.save(job.program(), path, extra_files={f"{key}.txt": text for key, text in job.metadata.items()})
 
 
-def load(path: Path, threads: int | None = None) -> Run:
-    """Open a program in PyTorch.
-
-    Args:
-        path: The ``.pt2``.
-        threads: Threads of the whole process; None leaves them as they are.
-    """
+def load(path: Path, threads: int | None = None, precision: str = "float32") -> Run:
+    """Open a program in PyTorch; ``threads`` are those of the whole process, and None leaves them as they are."""
     if threads is not None:
         torch.set_num_threads(threads)
     with quiet():
@@ -36,3 +29,15 @@ def load(path: Path, threads: int | None = None) -> Run:
         return [y] if isinstance(y, torch.Tensor) else list(y)
 
     return run
+
+
+FORMAT = Format(
+    name="torch",
+    title="PyTorch",
+    purpose="PyTorch servers",
+    suffix=".pt2",
+    precisions=("float32", "float16", "bfloat16"),
+    writer=write,
+    loader=load,
+    runtime=None,
+)

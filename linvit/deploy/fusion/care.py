@@ -7,29 +7,31 @@ from torch import Tensor, nn
 from linvit.attention import CareTokenMixer, DualInteraction
 from linvit.deploy.fusion.attention import attend_columns
 from linvit.deploy.fusion.folding import affine, scale_inputs, scale_outputs
+from linvit.deploy.fusion.wrapper import Wrapper
 from linvit.models.care import Care, CareBlock, CareHead, CareStage, PatchConv2d
 from linvit.ops import elu_plus_one
 
 __all__ = ["FusedCare", "FusedCareStage"]
 
 
-class FusedCare(Care):
-    """CARE with one classifier, the mean of the trained two, and fused stages.
+class FusedCare(Wrapper):
+    """CARE with one classifier, the mean of the trained two.
 
     Both heads normalise the same features: what differs, gain and bias, is linear and goes into one linear layer.
 
     Args:
-        model: A model in evaluation mode, whose parts are taken over.
+        model: A model in evaluation mode, which is taken over and left without its classifiers.
     """
 
     def __init__(self, model: Care):
-        nn.Module.__init__(self)
-        self.__dict__.update(model.__dict__)
-        if isinstance(self.head, CareHead) and isinstance(self.dist_head, CareHead):
-            self.head = _mean_head(self.head, self.dist_head)
-            self.dist_head = nn.Identity()
+        super().__init__(model)
+        self.num_classes = model.num_classes
+        self.head: nn.Module = nn.Identity()
+        if isinstance(model.head, CareHead) and isinstance(model.dist_head, CareHead):
+            self.head = _mean_head(model.head, model.dist_head)
+            model.reset_classifier(0)
 
-    def get_classifier(self) -> nn.Module:  # type: ignore[override]
+    def get_classifier(self) -> nn.Module:
         """Return the classifier."""
         return self.head
 
@@ -37,16 +39,19 @@ class FusedCare(Care):
         """Remove the classifier (0 classes); a fused model cannot learn a new one."""
         if num_classes != 0:
             raise ValueError(f"num_classes of a fused model can only be reset to 0, got {num_classes}")
-        super().reset_classifier(0, global_pool)
+        self.model.reset_classifier(0, global_pool)
+        self.num_classes, self.head = 0, nn.Identity()
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool and classify; ``pre_logits`` returns the pooled, activated features."""
-        if self.global_pool == "avg":
-            x = x.mean(dim=(2, 3))
-        x = self.head_act(x)
+        x = self.model.forward_head(x, pre_logits=True)
         if pre_logits or self.num_classes == 0:
             return x
-        return self.head(x.permute(0, 2, 3, 1) if self.global_pool == "" else x)
+        return self.head(x.permute(0, 2, 3, 1) if self.model.global_pool == "" else x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images ``[B, C, H, W]`` to logits ``[B, num_classes]``."""
+        return self.forward_head(self.model.forward_features(x))
 
 
 class FusedCareStage(nn.Module):

@@ -9,7 +9,7 @@ import copy
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from timm.layers import Attention, LayerNorm, LayerScale, Mlp
@@ -30,11 +30,12 @@ from linvit.deploy.fusion.attention import (
 )
 from linvit.deploy.fusion.care import FusedCare, FusedCareStage
 from linvit.deploy.fusion.folding import affine, scale_inputs, scale_outputs
+from linvit.deploy.fusion.wrapper import Wrapper
 from linvit.models.care import Care, CareBlock, CareHead, CareStage, PatchConv2d
 from linvit.models.layers import Block
 from linvit.models.linglo import LingloBlock
 
-__all__ = ["FuseReport", "fuse", "fuse_report", "is_fused"]
+__all__ = ["FuseReport", "FusedModel", "fuse", "fuse_report", "is_fused"]
 
 _FUSED: dict[type[nn.Module], type[nn.Module]] = {
     Care: FusedCare,
@@ -66,20 +67,32 @@ class FuseReport:
         return "\n".join(lines)
 
 
-class _InferenceOnly:
-    """Mixed into a fused model: it has no training mode."""
+class FusedModel(Wrapper):
+    """A model for inference alone, with the interface of the one that it was made from.
 
-    fused: FuseReport
+    Attributes:
+        model: What computes.
+        report: What went.
+    """
 
-    def train(self, mode: bool = True) -> Any:
+    def __init__(self, model: nn.Module, report: FuseReport):
+        super().__init__(model)
+        self.report = report
+        self.requires_grad_(False).eval()
+
+    def forward(self, images: torch.Tensor) -> Any:
+        """Return what the model returns."""
+        return self.model(images)
+
+    def train(self, mode: bool = True) -> Self:
         """Refuse training mode."""
         if mode:
             raise ValueError("a fused model is for inference alone; train the model that it was made from")
-        return super().train(False)  # type: ignore[misc]
+        return super().train(False)
 
 
 @torch.no_grad()
-def fuse(model: nn.Module) -> nn.Module:
+def fuse(model: nn.Module) -> FusedModel:
     """Return a copy of a model with every exact saving applied, for inference.
 
     Works on all models of linvit, on their backbones (``features_only=True``), on models with replaced attention
@@ -89,11 +102,10 @@ def fuse(model: nn.Module) -> nn.Module:
         model: The model; it stays as it is.
 
     Returns:
-        A model in evaluation mode that refuses training mode and whose parameters take no gradient. ``fused`` is its
-        :class:`FuseReport`.
+        A model in evaluation mode that refuses training mode and whose parameters take no gradient.
     """
-    if is_fused(model):
-        raise ValueError(f"{type(model).__bases__[1].__name__} is fused already")
+    if isinstance(model, FusedModel):
+        raise ValueError(f"{type(model.model).__name__} is fused already")
     before = _census(model)
     fused = reparameterize_model(copy.deepcopy(model).eval(), inplace=True)
     for module in list(fused.modules()):
@@ -107,23 +119,20 @@ def fuse(model: nn.Module) -> nn.Module:
             _fold_norm(module, "norm", module.reduction)
         elif isinstance(module, nn.Sequential | FeatureDictNet):
             _fold_chain(module)
-    fused = _substitute(fused).requires_grad_(False)
-    cls = type(fused)
-    fused.__class__ = type(f"Fused{cls.__name__.removeprefix('Fused')}", (_InferenceOnly, cls), {})
-    fused.fused = FuseReport(before, _census(fused))  # type: ignore[assignment]
-    return fused
+    fused = _substitute(fused)
+    return FusedModel(fused, FuseReport(before, _census(fused)))
 
 
 def is_fused(model: nn.Module) -> bool:
     """Tell whether a model was made by :func:`fuse`."""
-    return isinstance(model, _InferenceOnly)
+    return isinstance(model, FusedModel)
 
 
 def fuse_report(model: nn.Module) -> FuseReport:
     """Return what :func:`fuse` removed from a model."""
-    if not isinstance(model, _InferenceOnly):
+    if not isinstance(model, FusedModel):
         raise ValueError(f"{type(model).__name__} is not fused")
-    return model.fused
+    return model.report
 
 
 def _substitute(module: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The sides of a comparison: a model in a form (fused or as trained, precision, size) in a runtime."""
+"""The contenders of a comparison: a model in a form (fused or as trained, precision, size) in a runtime."""
 
 import re
 from collections.abc import Callable
@@ -10,20 +10,24 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from linvit.checkpoints import load_model
-from linvit.deploy.export import compare, runtime
-from linvit.deploy.job import Job, Run, make_job
+from linvit.deploy.export import compare
+from linvit.deploy.formats import FORMATS, Format
+from linvit.deploy.job import DTYPES, Job, Run, make_job
 
-__all__ = ["RUNTIMES", "Side", "count_macs", "model_of"]
+__all__ = ["RUNTIMES", "Contender", "channels_of", "error_of", "images_of", "model_of"]
 
-RUNTIMES = {"eager": None, "compiled": None, "onnxruntime": "onnx", "openvino": "openvino", "executorch": "executorch"}
-"""Runtimes, and the format that each one's files have."""
+RUNTIMES: dict[str, Format | None] = {
+    "eager": None,
+    "compiled": None,
+    **{format.runtime: format for format in FORMATS.values() if format.runtime is not None},
+}
+"""Runtimes, and the format of their files."""
 
 
 @dataclass(frozen=True)
-class Side:
+class Contender:
     """What is timed.
 
     Attributes:
@@ -53,9 +57,14 @@ class Side:
 
     @property
     def name(self) -> str:
-        """Tell this side from all others."""
+        """Tell this contender from all others."""
         height, width = self.size
         return f"{self.model}, {self.runtime}, {self.form}, {height}x{width}, {self.precision}"
+
+    @property
+    def format(self) -> Format | None:
+        """Return the format of its file; None where there is no file."""
+        return RUNTIMES[self.runtime]
 
     @property
     def record(self) -> dict[str, Any]:
@@ -65,38 +74,21 @@ class Side:
     def job(self) -> Job:
         """Make the model ready."""
         model = model_of(self.model, self.size)
-        channels = int(getattr(model, "in_chans", 3))
-        calibration = images_of(8, channels, self.size) if self.precision == "int8" else None
-        job = make_job(
-            model,
-            self.size,
-            precision=self.precision,
-            fused=self.fused,
-            separate=self.runtime == "openvino",
-            calibration=calibration,
-        )
-        if self.precision == "int8" and RUNTIMES[self.runtime] is None:
-            raise ValueError(f"precision int8 is for onnxruntime, openvino and executorch, not for {self.runtime}")
-        return job
+        calibration = images_of(8, channels_of(model), self.size) if self.precision == "int8" else None
+        if self.format is not None:
+            return self.format.job(model, self.precision, img_size=self.size, fused=self.fused, calibration=calibration)
+        if self.precision not in DTYPES:
+            raise ValueError(f"precision for {self.runtime} must be one of {', '.join(DTYPES)}, got {self.precision!r}")
+        return make_job(model, self.size, precision=self.precision, fused=self.fused)
 
     def open(self, folder: Path) -> Run:
-        """Make the side ready to run, writing its file, if it has one and it is not there, to a folder."""
-        format = RUNTIMES[self.runtime]
-        if format is None:
+        """Make ready to run, writing the file, if there is one and it is not there, to a folder."""
+        if self.format is None:
             return self._in_torch()
-        module = runtime(format)
-        if self.precision not in (*module.PRECISIONS, *(["bfloat16"] if format == "openvino" else [])):
-            raise ValueError(f"precision for {self.runtime} must be one of {', '.join(module.PRECISIONS)}")
-        path = folder / (re.sub(r"[^\w.-]+", "_", self.name) + module.SUFFIX)
+        path = folder / (re.sub(r"[^\w.-]+", "_", self.name) + self.format.suffix)
         if not path.exists():
-            job = self.job() if format != "openvino" or self.precision == "int8" else self._plain().job()
-            module.export(job, path)
-        if format == "openvino":
-            return module.load(path, self.threads, self.precision)
-        return module.load(path, self.threads)
-
-    def _plain(self) -> "Side":
-        return Side(**(self.record | {"precision": "float32", "size": tuple(self.size)}))
+            self.format.write(self.job(), path)
+        return self.format.load(path, self.threads, self.precision)
 
     def _in_torch(self) -> Run:
         if self.threads is not None:
@@ -140,15 +132,12 @@ def images_of(batch: int, channels: int, size: tuple[int, int]) -> Tensor:
     return torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(0))
 
 
-def count_macs(model: nn.Module, size: tuple[int, int]) -> int:
-    """Count multiply-accumulates for one image, as the catalogue does."""
-    image = images_of(1, int(getattr(model, "in_chans", 3)), size)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(image)
-    return counter.get_total_flops() // 2
+def channels_of(model: nn.Module) -> int:
+    """Return how many channels a model's images have."""
+    return int(getattr(model, "in_chans", 3))
 
 
-def error_of(side: Side, run: Run) -> float:
-    """Return the largest error of a side's outputs, relative to the model's as it is in eager float32."""
-    model = model_of(side.model, side.size)
-    return compare(model, run, images_of(2, int(getattr(model, "in_chans", 3)), side.size)).max_error
+def error_of(contender: Contender, run: Run) -> float:
+    """Return the largest error of a contender's outputs, relative to the model's as it is in eager float32."""
+    model = model_of(contender.model, contender.size)
+    return compare(model, run, images_of(2, channels_of(model), contender.size)).max_error
