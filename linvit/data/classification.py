@@ -1,9 +1,9 @@
 """The Lightning data module for classification: every setting of a training run that is about images."""
 
 import math
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Literal, get_args
-from unittest.mock import patch
 
 from PIL import Image
 from timm.data import auto_augment as timm_policies
@@ -127,20 +127,22 @@ class ClassificationData(VisionData):
         }
         self.eval_transform: Transform = create_transform(**self._input)
         try:
-            with patch.dict(timm_policies.NAME_TO_OP, _POSTERIZE):
-                augment = create_transform(
-                    **self._input,
-                    is_training=True,
-                    scale=scale,
-                    ratio=ratio,
-                    hflip=hflip,
-                    color_jitter=color_jitter,
-                    auto_augment=auto_augment,
-                    re_prob=reprob,
-                    re_mode="pixel",
-                )
+            augment = create_transform(
+                **self._input,
+                is_training=True,
+                scale=scale,
+                ratio=ratio,
+                hflip=hflip,
+                color_jitter=color_jitter,
+                auto_augment=auto_augment,
+                re_prob=reprob,
+                re_mode="pixel",
+            )
         except (AssertionError, ValueError) as error:
             raise ValueError(f"auto_augment {auto_augment!r} is no policy of timm's: {error}") from error
+        for operation in _operations(augment.transforms):
+            if operation.aug_fn is timm_policies.posterize:
+                operation.aug_fn = _posterize
         self.train_transform: Transform = Compose([_enlarge_tiny, augment])
 
     def input_config(self) -> dict[str, Any]:
@@ -197,8 +199,15 @@ def _posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
     return timm_policies.posterize(image, bits_to_keep) if bits_to_keep else Image.new(image.mode, image.size)
 
 
-_POSTERIZE = dict.fromkeys(("Posterize", "PosterizeIncreasing", "PosterizeOriginal"), _posterize)
-"""Stands in timm's table of operations while a policy is made from it."""
+def _operations(policy: Any) -> Iterator[timm_policies.AugmentOp]:
+    """Yield the operations of timm's policies among transforms."""
+    if isinstance(policy, timm_policies.AugmentOp):
+        yield policy
+    elif isinstance(policy, list | tuple):
+        for part in policy:
+            yield from _operations(part)
+    else:
+        yield from _operations(getattr(policy, "ops", getattr(policy, "policy", [])))
 
 
 def _enlarge_tiny(image: Image.Image) -> Image.Image:
