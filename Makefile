@@ -16,7 +16,7 @@ install: .venv/installed
 
 demo: install
 	rm -rf $(DEMO)
-	$(BIN)/linvit train --config recipes/demo.yaml --out $(DEMO)
+	$(BIN)/linvit train --config demo --out $(DEMO)
 	$(BIN)/linvit eval $(DEMO) mnist5k
 	$(BIN)/linvit predict $(DEMO) mnist5k --top 3 --grid $(DEMO)/predictions.png
 	$(BIN)/linvit export $(DEMO) --to onnx

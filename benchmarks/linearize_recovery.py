@@ -1,6 +1,6 @@
 """How much accuracy a converted model gets back, in how many updates, and what distillation adds to it.
 
-    linvit train --config recipes/small/vit_imagenette128.yaml --data.root imagenette128 --out runs/vit
+    linvit train --config small/vit_imagenette128 --data.root imagenette128 --out runs/vit
     python benchmarks/linearize_recovery.py runs/vit --data imagenette128 --out benchmarks/linearize_recovery.json
 
 Three arms, the same data, updates and learning rates (but --scratch-lr), for each seed:

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "linvit"
 # but for the tools at the end of it, which may use any room before them.
 ORDER = [
     {"checks", "files"},
+    {"recipes"},
     {"ops"},
     {"attention"},
     {"weights"},
@@ -26,6 +27,7 @@ ORDER = [
     {"bench"},
     {"tasks"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 

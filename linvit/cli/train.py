@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
-from linvit import __version__
+from linvit import __version__, recipes
 from linvit.analysis.plots import plot_curves
 from linvit.cli.common import print_facts, print_json, print_rows
 from linvit.cli.tasks import TASKS
@@ -41,7 +41,7 @@ examples:
   linvit train --config recipe.yaml --model.lr 5e-4             a recipe, with a setting changed
   linvit train --resume runs/care_s0-20250101-120000            continue, with --trainer.max_epochs for longer
   linvit train --config recipe.yaml --print_config > mine.yaml  all settings, to edit
-  linvit train --config recipes/linearize.yaml --model.name runs/vit  put linear attention into a trained model
+  linvit train --config linearize --model.name runs/vit  put linear attention into a trained model
   linvit train --task detect --data.root coco --model.backbone care_s1  find objects; see --task detect --help
   linvit train --task segment --data.root streets               give each pixel a class; see --task segment --help"""
 
@@ -120,6 +120,7 @@ class TrainCLI(LightningCLI):
         peek.add_argument("--resume", type=Path)
         peek.add_argument("--task")
         peek.add_argument("--config", "-c", action="append", default=[])
+        argv = _recipes_found(argv)
         first, _ = peek.parse_known_args(argv)
         if first.resume:
             files.check_resumable(first.resume)
@@ -237,6 +238,20 @@ class TrainCLI(LightningCLI):
         for name in _THIS_CALL_ONLY:
             settings.pop(name, None)
         return f"# linvit {__version__}: all settings of this run\n{yaml.safe_dump(settings, sort_keys=False)}"
+
+
+def _recipes_found(argv: Sequence[str]) -> list[str]:
+    """Return the arguments with each recipe that ``--config`` names replaced by its file."""
+    found = list(argv)
+    for i, argument in enumerate(found):
+        flag, equals, name = argument.partition("=")
+        if flag not in ("--config", "-c"):
+            continue
+        if equals:
+            found[i] = f"{flag}={recipes.find(name)}"
+        elif i + 1 < len(found):
+            found[i + 1] = str(recipes.find(found[i + 1]))
+    return found
 
 
 def _task_in(configs: list[str]) -> Any:

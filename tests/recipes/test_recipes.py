@@ -7,21 +7,29 @@ import pytest
 import yaml
 from timm.models import get_pretrained_cfg
 
-from linvit import list_models
+from linvit import list_models, recipes
 from linvit.catalogue import PUBLISHED_TOP1
 
-ROOT = Path(__file__).parent.parent.parent
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+FOLDER = Path(recipes.__file__).parent
+RECIPES = recipes.list_recipes()
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_recipe_opens_with_its_command_and_holds_settings_that_exist(recipe, linvit_command):
-    head = recipe.read_text().split("\n\n")[0]
-    assert f"linvit train --config {recipe.relative_to(ROOT)}" in head
-    said = linvit_command("train", "--config", recipe, "--print_config")
+def test_every_file_is_a_recipe_that_the_package_carries():
+    files = {path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml")}
+    assert files == {recipe.name for recipe in RECIPES}
+    assert len(files) > 40
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_recipe_says_what_it_is_and_holds_settings_that_exist(recipe, linvit_command):
+    assert re.search(rf"^#   linvit train --config {recipe.name} ", recipe.path.read_text(), re.MULTILINE)
+    assert recipe.purpose.endswith(".")
+    assert recipe.cost.endswith(".")
+    assert recipe.expected.endswith(".")
+    said = linvit_command("train", "--config", recipe.name, "--print_config")
     assert said.code == 0, said.err
     resolved = yaml.safe_load(said.out)
-    given = yaml.safe_load(recipe.read_text())
+    given = yaml.safe_load(recipe.path.read_text())
     assert resolved["task"] == given.pop("task", "classify")
     for section, settings in given.items():
         for name, value in settings.items():
@@ -30,19 +38,51 @@ def test_recipe_opens_with_its_command_and_holds_settings_that_exist(recipe, lin
 
 @pytest.mark.parametrize("name", list_models())
 def test_every_model_has_a_recipe_for_imagenet_that_says_what_to_expect(name):
-    text = (ROOT / "recipes" / "imagenet" / f"{name}.yaml").read_text()
+    (recipe,) = (recipe for recipe in RECIPES if recipe.name == f"imagenet/{name}")
+    text = recipe.path.read_text()
     top1 = PUBLISHED_TOP1.get(name)
-    assert f"# Expected: {f'{top1} % top-1 (published' if top1 else 'no accuracy was published'}" in text
+    assert recipe.expected.startswith(f"{top1} % top-1 (published" if top1 else "no accuracy was published")
     settings = yaml.safe_load(text)
     assert settings["model"]["name"] == name
     assert settings["data"]["img_size"] == get_pretrained_cfg(name).input_size[-1]
     devices = int(re.search(r"--trainer.devices (\d+)", text)[1])
-    assert f"or {devices} devices of {settings['data']['batch_size']} images" in text
+    epochs, images = settings["trainer"]["max_epochs"], settings["data"]["batch_size"]
+    assert recipe.cost == f"{epochs} epochs, made for {devices} devices of {images} images."
+
+
+def test_names_and_paths_are_found(tmp_path, monkeypatch):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("model: {name: care_s1}\n")
+    assert recipes.find("imagenet/care_s0") == FOLDER / "imagenet" / "care_s0.yaml"
+    assert recipes.find(mine) == mine
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()  # a folder of that name hides no recipe
+    assert recipes.find("demo") == FOLDER / "demo.yaml"
+
+
+@pytest.mark.parametrize("given", [("--config", "imagenet/care_s3"), ("--config=imagenet/care_s3",)])
+def test_unknown_name_is_one_line_with_the_nearest(given, linvit_command):
+    said = linvit_command("train", *given)
+    assert said.code == 2
+    line = "imagenet/care_s3 is neither a file nor the name of a recipe; did you mean imagenet/care_s2 or "
+    assert said.err.startswith(f"linvit: error: {line}")
+    assert said.err.count("\n") == 1
+
+
+def test_list_says_what_each_is_for(linvit_command):
+    found = linvit_command("recipes", "digits", "--json").json
+    assert [recipe["name"] for recipe in found] == ["small/detect_digits", "small/segment_digits"]
+    table = linvit_command("recipes", "care_s0").out
+    assert "imagenet/care_s0" in table
+    assert "78.4 % top-1 (published" in table
+    said = linvit_command("recipes", "resnet")
+    assert said.code == 2
+    assert "no recipe matches 'resnet'; there are demo, " in said.err
 
 
 @pytest.mark.slow
 def test_demo_reaches_97_percent(linvit_command, tmp_path):
-    said = linvit_command("train", "--config", ROOT / "recipes" / "demo.yaml", "--out", tmp_path / "demo", "--json")
+    said = linvit_command("train", "--config", "demo", "--out", tmp_path / "demo", "--json")
     assert said.code == 0, said.err
     assert said.json["top1"] >= 0.97
     assert said.json["seconds"] < 600  # two minutes on two quiet cores
@@ -50,7 +90,6 @@ def test_demo_reaches_97_percent(linvit_command, tmp_path):
 
 @pytest.mark.slow
 def test_digit_scenes_are_segmented(linvit_command, tmp_path):
-    recipe = ROOT / "recipes" / "small" / "segment_digits.yaml"
-    said = linvit_command("train", "--config", recipe, "--out", tmp_path / "run", "--json")
+    said = linvit_command("train", "--config", "small/segment_digits", "--out", tmp_path / "run", "--json")
     assert said.code == 0, said.err
     assert said.json["miou"] >= 0.47  # 0.52 was measured, background alone would be 0.09
