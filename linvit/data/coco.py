@@ -1,41 +1,61 @@
-"""COCO's annotation files: found, read, and checked record by record before anything uses them."""
+"""COCO's annotation files: read, mended where the meaning is certain, and checked before anything uses them."""
 
+import gc
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["CocoFile", "decode_mask", "encode_mask", "find_annotations", "read_coco"]
+from linvit.data.coco_faults import mend_categories, mend_ids, mend_polygons
+from linvit.data.image_files import find_image_files, image_folder
+from linvit.data.parts import some
+
+__all__ = ["CocoFile", "Record", "decode_mask", "encode_mask", "read_coco"]
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class CocoFile:
-    """An annotation file whose records fit together.
+    """Annotations whose records fit together, in COCO's words, from whatever layout.
 
     Attributes:
-        path: The file.
-        content: What it holds, unchanged: ``images``, ``annotations``, ``categories``.
+        path: The file or folder that they come from.
+        content: ``images``, ``annotations``, ``categories``.
         images: Where the image files lie.
-        classes: Category names in the order of their ids.
+        upright: Boxes are in the pixels of the upright image (see EXIF orientation), whatever the sizes say.
     """
 
     path: Path
     content: dict[str, list[Record]]
     images: Path
+    upright: bool = False
 
     @property
     def classes(self) -> list[str]:
+        """Category names in the order of their ids."""
         return [each["name"] for each in sorted(self.content["categories"], key=lambda each: each["id"])]
 
     def category_ids(self) -> dict[str, int]:
         """Map category names to their ids."""
         return {each["name"]: each["id"] for each in self.content["categories"]}
+
+    def image_paths(self) -> list[str]:
+        """Return the path of each image."""
+        return [str(self.images / each["file_name"]) for each in self.content["images"]]
+
+    def subset(self, chosen: Iterable[bool]) -> "CocoFile":
+        """Return the annotations of some of the images."""
+        images = [image for image, taken in zip(self.content["images"], chosen, strict=True) if taken]
+        ids = {image["id"] for image in images}
+        annotations = [each for each in self.content["annotations"] if each["image_id"] in ids]
+        content = {"images": images, "annotations": annotations, "categories": self.content["categories"]}
+        return CocoFile(self.path, content, self.images, self.upright)
 
     def check_masks(self) -> None:
         """Check that every annotation has what looks like a mask, before anything takes long.
@@ -50,43 +70,41 @@ class CocoFile:
                     "encoding, and masks are asked for"
                 )
 
-    def annotations_by_image(self) -> dict[int, list[Record]]:
-        """Map every image's id to its annotations."""
-        found: dict[int, list[Record]] = {each["id"]: [] for each in self.content["images"]}
-        for each in self.content["annotations"]:
-            found[each["image_id"]].append(each)
-        return found
 
-
-def find_annotations(root: Path, split: str) -> Path:
-    """Find ``annotations/instances_SPLIT.json`` in a folder; a year may follow SPLIT, as in COCO's own names.
-
-    Raises:
-        FileNotFoundError: It is not there; the message says what is.
-    """
-    folder = root / "annotations"
-    if not root.is_dir():
-        raise FileNotFoundError(f"data folder {root} does not exist")
-    found = sorted(folder.glob(f"instances_{split}.json")) or sorted(folder.glob(f"instances_{split}[0-9]*.json"))
-    if not found:
-        there = ", ".join(sorted(path.name for path in folder.glob("*.json"))) or "none"
-        raise FileNotFoundError(f"{root} lacks annotations/instances_{split}.json; annotation files there: {there}")
-    return found[-1]
-
-
-def read_coco(path: Path) -> CocoFile:
+def read_coco(path: Path, images: Path | None = None) -> CocoFile:
     """Read an annotation file and check that its records fit together.
 
-    The images lie in a folder named like the file's split (``train`` of ``instances_train.json``) or ``images/train``
-    beside ``annotations``, or in ``images`` or the root itself.
+    Small faults that tools write are mended where the meaning is certain: a byte order mark, ids that are text or
+    ``1.0``, annotations without ids, file names of another machine, polygons of less than three corners beside whole
+    ones, a category that is there twice, an unused category that only heads the others.
+
+    Args:
+        path: The file.
+        images: The folder of the images; None looks for it where tools put it.
 
     Raises:
         OSError: There is no such file.
         ValueError: The file is damaged, or a record is: the message names both.
     """
+    content = _parse(path)
+    _check_fields(path, content)
+    mend_ids(path, content)
+    _check_records(path, content)
+    mend_categories(path, content)
+    mend_polygons(content)
+    _unique(path, "category name", [each["name"] for each in content["categories"]])
+    names = [each["file_name"] for each in content["images"]]
+    folder = images or image_folder(path, names)
+    for image, name in zip(content["images"], find_image_files(path, folder, names), strict=True):
+        image["file_name"] = name
+    return CocoFile(path, content, folder)
+
+
+def _parse(path: Path) -> dict[str, list[Record]]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        with _no_collection():
+            content = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON, it may be cut off: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no COCO annotation file: it holds no object with images, annotations, categories")
@@ -95,57 +113,68 @@ def read_coco(path: Path) -> CocoFile:
             raise ValueError(f"{path} is no COCO annotation file: it has no list {part!r}")
     if not content["images"] or not content["categories"]:
         raise ValueError(f"{path} has {len(content['images'])} images and {len(content['categories'])} categories")
-    images = _ids(path, "images", content["images"], {"file_name": str})
+    return {part: content[part] for part in ("images", "annotations", "categories")}
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep Python from searching millions of new objects for cycles, of which JSON has none: twice as fast."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+_FIELDS: dict[str, dict[str, type]] = {
+    "images": {"file_name": str},
+    "categories": {"name": str},
+    "annotations": {"bbox": list},
+}
+
+
+def _check_fields(path: Path, content: dict[str, list[Record]]) -> None:
+    """Check that records are objects with the fields that are no ids."""
+    for part, fields in _FIELDS.items():
+        for place, record in enumerate(content[part]):
+            if not isinstance(record, dict):
+                raise ValueError(f"{path}: record {place} of {part} is no object")
+            for name, kind in fields.items():
+                if not isinstance(record.get(name), kind):
+                    raise ValueError(f"{path}: record {place} of {part} has no proper {name!r}")
+
+
+def _check_records(path: Path, content: dict[str, list[Record]]) -> None:
+    images = _ids(path, "images", content["images"])
     for each in content["images"]:
         for side in ("width", "height"):
             value = each.get(side)
             if value is not None and not (_is_finite(value) and value >= 1):
                 raise ValueError(f"{path}: image {each['id']} has a {side} of {value!r}, not a number of pixels")
-    categories = _ids(path, "categories", content["categories"], {"name": str})
-    names = [each["name"] for each in content["categories"]]
-    _unique(path, "category name", names)
-    _ids(path, "annotations", content["annotations"], {"image_id": int, "category_id": int, "bbox": list})
+    categories = _ids(path, "categories", content["categories"])
+    _ids(path, "annotations", content["annotations"])
     for each in content["annotations"]:
         where = f"{path}: annotation {each['id']}"
         if each["image_id"] not in images:
             raise ValueError(f"{where} is of image {each['image_id']}, which is not among the images")
         if each["category_id"] not in categories:
             raise ValueError(f"{where} is of category {each['category_id']}, which is not among the categories")
-        if len(each["bbox"]) != 4 or not all(_is_finite(value) for value in each["bbox"]):
+        if len(each["bbox"]) != 4 or not all(map(_is_finite, each["bbox"])):
             raise ValueError(f"{where} has a bbox {each['bbox']}, not 4 numbers: left, top, width, height")
-        if each.get("iscrowd") not in (None, 0, 1):
-            raise ValueError(f"{where} has iscrowd {each['iscrowd']!r}, not 0 or 1")
+        crowd = each.get("iscrowd")
+        if crowd is not None and (not isinstance(crowd, int) or crowd not in (0, 1)):
+            raise ValueError(f"{where} has iscrowd {crowd!r}, not 0 or 1")
         if each.get("area") is not None and not _is_finite(each["area"]):
             raise ValueError(f"{where} has an area of {each['area']!r}, not a number of pixels")
-    return CocoFile(path, content, _image_folder(path, content["images"][0]["file_name"]))
 
 
-def _image_folder(path: Path, example: str) -> Path:
-    root, split = path.parent.parent, path.stem.removeprefix("instances_")
-    places = [root / split, root / "images" / split, root / "images", root]
-    return next((place for place in places if (place / example).is_file()), next(filter(Path.is_dir, places)))
-
-
-def _ids(path: Path, part: str, records: list[Record], fields: dict[str, type]) -> set[int]:
-    """Check that every record has its fields and an id of its own; return the ids."""
-    for place, record in enumerate(records):
-        wrong = record if not isinstance(record, dict) else _wrong_field(record, {"id": int} | fields)
-        if wrong is not None:
-            raise ValueError(f"{path}: record {place} of {part} {_said(wrong)}")
+def _ids(path: Path, part: str, records: list[Record]) -> set[int]:
+    """Check that every record has an id of its own; return the ids."""
     ids = [record["id"] for record in records]
     _unique(path, f"id among {part}:", ids)
     return set(ids)
-
-
-def _wrong_field(record: Record, fields: dict[str, type]) -> str | None:
-    for name, kind in fields.items():
-        if not isinstance(record.get(name), kind) or isinstance(record[name], bool):
-            return name
-    return None
-
-
-def _said(wrong: Any) -> str:
-    return f"has no proper {wrong!r}" if isinstance(wrong, str) else "is no object"
 
 
 def _unique(path: Path, what: str, values: Iterable[Any]) -> None:
@@ -157,7 +186,8 @@ def _unique(path: Path, what: str, values: Iterable[Any]) -> None:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Say whether a value is a number that float32 holds."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30 and math.isfinite(value)
 
 
 def _is_segmentation(value: Any) -> bool:

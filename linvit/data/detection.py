@@ -3,20 +3,13 @@
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from torchvision.transforms import v2
 
 from linvit.checks import require
-from linvit.data.coco import find_annotations, read_coco
-from linvit.data.detection_sets import (
-    CocoDetection,
-    DetectionSet,
-    DigitDetection,
-    collate_detection,
-    eval_detection_set,
-)
+from linvit.data.box_layouts import boxes_to_train
+from linvit.data.detection_sets import CocoDetection, DetectionSet, DigitDetection, collate_detection
 from linvit.data.digit_scenes import DIGITS
 from linvit.data.loading import cores
 from linvit.data.module import VisionData
@@ -27,13 +20,18 @@ DIGITS_SIZE = 96
 
 
 class DetectionData(VisionData):
-    """Images with boxes (and masks) in COCO's layout, or the embedded digit scenes.
+    """Images with boxes (and masks) as annotation tools lay them out, or the embedded digit scenes.
 
     Crowd regions and boxes outside of their image are left out of training; evaluation treats them as COCO's tools do.
 
     Args:
-        root: Folder with annotations/instances_train.json and instances_val.json, and the images in train and val, in
-            images/train and images/val, or in images; null: the embedded digit scenes.
+        root: Folder in the layout of COCO, Roboflow, CVAT, Label Studio, Pascal VOC or YOLO, which is found out; one
+            annotation file or data.yaml; null: the embedded digit scenes.
+        train_annotations: Another annotation file to learn from, or a folder of them (VOC's, YOLO's), below root.
+        train_images: Another folder of the images to learn from.
+        val_annotations: Another annotation file or folder to hold out.
+        val_images: Another folder of the images to hold out.
+        val_share: Share of the images to hold out where there is no such part; copies stay together.
         size: Pixels that the shorter side is brought to in evaluation; null: 800, or 96 for the digit scenes.
         max_size: Most pixels of the longer side then, in training and evaluation.
         train_sizes: Pixels for the shorter side in training, of which each image gets one at random; null: size.
@@ -55,6 +53,11 @@ class DetectionData(VisionData):
     def __init__(
         self,
         root: str | None = None,
+        train_annotations: str | None = None,
+        train_images: str | None = None,
+        val_annotations: str | None = None,
+        val_images: str | None = None,
+        val_share: float = 0.2,
         size: int | None = None,
         max_size: int = 1333,
         train_sizes: Sequence[int] | None = None,
@@ -76,11 +79,17 @@ class DetectionData(VisionData):
         require(1 <= size <= max_size, "size", size, f"from 1 to max_size ({max_size})")
         fits = bool(train_sizes) and all(1 <= each <= max_size for each in train_sizes)
         require(fits, "train_sizes", train_sizes, f"one or more numbers from 1 to max_size ({max_size})")
+        self._train_files = (train_annotations, train_images)
+        self._val_files = (val_annotations, val_images)
+        given = any((*self._train_files, *self._val_files))
+        require(root is not None or not given, "root", root, "a folder where annotations or images are named")
+        require(0 < val_share < 1, "val_share", val_share, "between 0 and 1")
         require(batch_size >= 1, "batch_size", batch_size, "at least 1")
         require(workers is None or workers >= 0, "workers", workers, "0 or more")
         require(0 <= hflip <= 1, "hflip", hflip, "between 0 and 1")
         require(seed >= 0, "seed", seed, "0 or more")
         self.root = root
+        self.val_share = val_share
         self.seed = seed
         self.size = size
         self.max_size = max_size
@@ -111,34 +120,39 @@ class DetectionData(VisionData):
         """How many classes there are."""
         return len(self.classes)
 
-    @cached_property
+    @property
     def train_set(self) -> DetectionSet:
         """The training images, augmented; ValueError where they do not fill one batch."""
-        made: DetectionSet
-        if self.root is None:
-            made = DigitDetection(True, self.train_transform, self.masks)
-        else:
-            file = read_coco(find_annotations(Path(self.root), "train"))
-            made = CocoDetection(file, None, True, self.train_transform, self.strict, self.masks, self.keep_empty)
-            if made.left_out:
-                warnings.warn(
-                    f"{file.path}: {len(made.left_out)} of {len(file.content['annotations'])} boxes have less than a "
-                    f"pixel inside their image and are left out of training, such as annotation {made.left_out[0]}",
-                    stacklevel=2,
-                )
-        allowed = f"at most {len(made)}, the number of training images"
-        require(self.batch_size <= len(made), "batch_size", self.batch_size, allowed)
-        return made
+        return self._sets[0]
 
-    @cached_property
+    @property
     def val_set(self) -> DetectionSet:
         """The held-out images as they are."""
-        if self.root is None:
-            return DigitDetection(False)
-        return eval_detection_set(self.root, "val", self.classes, self.strict, self.masks)
+        return self._sets[1]
 
     def setup(self, stage: str | None = None) -> None:
         """Read the annotations now, so that what is wrong with them is reported before anything starts."""
-        _ = self.val_set
-        if stage in (None, "fit"):
-            _ = self.train_set
+        _ = self._sets
+
+    @cached_property
+    def _sets(self) -> tuple[DetectionSet, DetectionSet]:
+        train: DetectionSet
+        held_out: DetectionSet
+        if self.root is None:
+            train = DigitDetection(True, self.train_transform, self.masks)
+            held_out = DigitDetection(False)
+        else:
+            learn, hold = boxes_to_train(self.root, self.val_share, self._train_files, self._val_files)
+            if self.masks:
+                hold.check_masks()
+            train = CocoDetection(learn, None, True, self.train_transform, self.strict, self.masks, self.keep_empty)
+            held_out = CocoDetection(hold, train.classes, strict=self.strict)
+            if train.left_out:
+                warnings.warn(
+                    f"{learn.path}: {len(train.left_out)} of {len(learn.content['annotations'])} boxes have less than "
+                    f"a pixel inside their image and are left out of training, such as annotation {train.left_out[0]}",
+                    stacklevel=2,
+                )
+        allowed = f"at most {len(train)}, the number of training images"
+        require(self.batch_size <= len(train), "batch_size", self.batch_size, allowed)
+        return train, held_out

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -14,16 +14,24 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import to_image
 
-from linvit.data.coco import CocoFile, Record, decode_mask, encode_mask, find_annotations, read_coco
+from linvit.data.box_layouts import boxes_to_evaluate
+from linvit.data.box_table import BoxTable
+from linvit.data.coco import CocoFile, Record, decode_mask, encode_mask
 from linvit.data.digit_scenes import NAME, DigitScenes
-from linvit.data.images import UnreadableImage, load_image_of, read_or_next
+from linvit.data.images import UnreadableImage, load_image, load_image_of, read_or_next
 
 __all__ = ["CocoDetection", "DetectionSet", "DigitDetection", "collate_detection", "eval_detection_set"]
 
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
 
-LEAST_SIDE = 1.0
-"""A box whose part inside the image is less than this many pixels wide or high teaches nothing."""
+
+class ImageRecord(NamedTuple):
+    """An image of an annotation file: its place there, its id, its file, width and height as far as they are said."""
+
+    place: int
+    image_id: int
+    file_name: str
+    size: tuple[int | None, int | None]
 
 
 class DetectionSample(TypedDict):
@@ -123,40 +131,37 @@ class CocoDetection(DetectionSet):
     ) -> None:
         if masks:
             file.check_masks()
-        self.file = file
+        self.path = file.path
         self.classes = file.classes if classes is None else classes
         self.transform = transform
         self.strict = strict
         self.masks = masks
         self.train = train
+        self.upright = file.upright
         ids = file.category_ids()
         unknown = [name for name in ids if name not in self.classes]
         if unknown:
             raise ValueError(f"{file.path} has categories that are none of the known classes: {', '.join(unknown)}")
         self._category_ids = [ids.get(name, -1) for name in self.classes]
-        self._labels = {ids[name]: label for label, name in enumerate(self.classes) if name in ids}
-        self._boxes: dict[int, list[tuple[Record, list[float]]]] = {}
-        self.left_out: list[int] = []
-        for image in file.content["images"]:
-            self._boxes[image["id"]] = []
-        sizes = {image["id"]: (image.get("width"), image.get("height")) for image in file.content["images"]}
-        for each in file.content["annotations"]:
-            if each.get("iscrowd"):
-                continue
-            box = _inside(each["bbox"], *sizes[each["image_id"]])
-            if box is None:
-                self.left_out.append(each["id"])
-            else:
-                self._boxes[each["image_id"]].append((each, box))
+        labels = {ids[name]: label for label, name in enumerate(self.classes) if name in ids}
+        self._boxes = BoxTable(file, labels, masks)
+        self.left_out = self._boxes.left_out
+        self._folder = file.images
+        self._truth = None if train else file.content  # millions of records, which only an evaluation needs
         empty_too = keep_empty or not train
-        self.images = [image for image in file.content["images"] if empty_too or self._boxes[image["id"]]]
+        self.images = [
+            ImageRecord(place, image["id"], image["file_name"], (image.get("width"), image.get("height")))
+            for place, image in enumerate(file.content["images"])
+            if empty_too or self._boxes.count(place)
+        ]
         if not self.images:
             raise ValueError(f"{file.path} has no image with a box to train on")
 
     @property
     def truth(self) -> dict[str, list[Record]]:
-        """What the annotation file holds."""
-        return self.file.content
+        """What the annotation file holds; an evaluation's set alone keeps it."""
+        assert self._truth is not None, "a training set does not keep its truth"
+        return self._truth
 
     def category_id(self, label: int) -> int:
         """Return the id that the annotation file gives a class; -1 for one that it does not have."""
@@ -170,30 +175,32 @@ class CocoDetection(DetectionSet):
         if found is None:
             return DetectionSample(image=None, target={}, unreadable=unreadable)
         image, record = found
-        known = self._boxes[record["id"]]
-        masks = [self._mask(each, image) for each, _ in known] if self.masks else None
-        labels = [self._labels[each["category_id"]] for each, _ in known]
-        sample = self._sample(image, record["id"], [box for _, box in known], labels, masks)
+        boxes, labels = self._boxes.of(record.place)
+        masks = self._masks(record, image) if self.masks else None
+        sample = self._sample(image, record.image_id, boxes, labels, masks)
         return DetectionSample(image=sample["image"], target=sample["target"], unreadable=unreadable)
 
-    def _read(self, index: int) -> tuple[Image.Image, Record]:
+    def _read(self, index: int) -> tuple[Image.Image, ImageRecord]:
         record = self.images[index]
-        path = self.file.images / record["file_name"]
-        said = (record.get("width"), record.get("height"))
-        image = load_image_of(path, said)
+        path = self._folder / record.file_name
+        said = record.size
+        image = load_image(path) if self.upright else load_image_of(path, said)
         if None not in said and image.size != said:
             raise UnreadableImage(
-                f"cannot use image {path}: it is {image.width}x{image.height} pixels, {self.file.path} says "
+                f"cannot use image {path}: it is {image.width}x{image.height} pixels, {self.path} says "
                 f"{said[0]}x{said[1]}",
                 path,
             )
         return image, record
 
-    def _mask(self, annotation: Record, image: Image.Image) -> np.ndarray:
-        try:
-            return decode_mask(annotation.get("segmentation"), image.height, image.width)
-        except ValueError as error:
-            raise ValueError(f"{self.file.path}: annotation {annotation['id']}: {error}") from error
+    def _masks(self, record: ImageRecord, image: Image.Image) -> list[np.ndarray]:
+        made = []
+        for annotation, segmentation in self._boxes.segmentations(record.place):
+            try:
+                made.append(decode_mask(segmentation, image.height, image.width))
+            except ValueError as error:
+                raise ValueError(f"{self.path}: annotation {annotation}: {error}") from error
+        return made
 
 
 class DigitDetection(DetectionSet):
@@ -258,23 +265,24 @@ def collate_detection(samples: list[DetectionSample]) -> DetectionBatch:
 
 
 def eval_detection_set(
-    data: str, split: str, classes: list[str], strict: bool = False, masks: bool = False
+    data: str, split: str | None, classes: list[str], strict: bool = False, masks: bool = False
 ) -> DetectionSet:
     """Open the data set that an evaluation names.
 
     Args:
-        data: ``digit-scenes``, or a folder in COCO's layout.
-        split: Which annotation file of the folder: train, val or test.
+        data: ``digit-scenes``, or a folder in one of the layouts of :data:`linvit.data.box_layouts.LAYOUTS`.
+        split: The part of the folder: train, val, test or all; None for the held-out part, or all where there are no
+            parts.
         classes: The model's class names in the order of its labels.
         strict: Raise on an unreadable image instead of leaving it out.
         masks: Check that there are masks to compare with.
 
     Raises:
-        OSError: The folder or its annotation file is missing.
+        OSError: The folder or the part is missing.
         ValueError: The annotations are damaged, lack masks, or have categories that the model does not know.
     """
     if data != NAME:
-        file = read_coco(find_annotations(Path(data), split))
+        file = boxes_to_evaluate(data, split)
         if masks:
             file.check_masks()
         return CocoDetection(file, classes, strict=strict)
@@ -282,12 +290,3 @@ def eval_detection_set(
     if digits.classes != classes:
         raise ValueError(f"{NAME} has the classes {', '.join(digits.classes)}, the model has {', '.join(classes[:10])}")
     return digits
-
-
-def _inside(bbox: list[float], width: float | None, height: float | None) -> list[float] | None:
-    """Return left, top, right, bottom of what is inside the image; None where that is less than a pixel."""
-    left, top, wide, high = bbox
-    right, bottom = left + wide, top + high
-    if width is not None and height is not None:
-        left, top, right, bottom = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
-    return [left, top, right, bottom] if min(right - left, bottom - top) >= LEAST_SIDE else None

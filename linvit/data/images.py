@@ -30,6 +30,10 @@ IMAGE_EXTENSIONS = (
 """File name endings, in lower case, by which folders and patterns are searched; upper case counts too."""
 
 
+_ORIENTATION = 0x0112
+"""EXIF's number of the tag that says how to turn an image."""
+
+
 class UnreadableImage(ValueError):
     """An image file that cannot be read. The message is one line: the file and the reason.
 
@@ -104,6 +108,21 @@ def load_image_of(path: str | os.PathLike[str], size: tuple[int | None, int | No
         return stored
     upright = load_image(path)
     return upright if upright.size == size else stored
+
+
+def image_size(path: str | os.PathLike[str], upright: bool = False) -> tuple[int, int] | None:
+    """Return width and height of an image from the beginning of its file, None where it cannot be read.
+
+    Args:
+        path: The file.
+        upright: Those of the image as its EXIF orientation says, not as it is stored.
+    """
+    try:
+        with Image.open(path) as image:
+            turned = upright and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            return (image.height, image.width) if turned else image.size
+    except Exception:  # On damaged files Pillow's decoders raise almost anything.
+        return None
 
 
 def read_or_next(
@@ -183,9 +202,15 @@ def images_below(folder: str | os.PathLike[str]) -> list[str]:
     """
     images = []
     for where, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(where, name)]
         images += [os.path.join(where, name) for name in files if _is_image_name(name)]
     return sorted(images)
+
+
+def _leads_back(where: str, name: str) -> bool:
+    """Say whether a folder is a link to one that it lies in, which would have no end."""
+    path = os.path.join(where, name)
+    return os.path.islink(path) and os.path.realpath(where).startswith(os.path.realpath(path))
 
 
 def _images_at(path: str) -> list[str]:

@@ -1,0 +1,184 @@
+"""The parts of a data set (train, val, test): what tools call them, and a held-out part where there is none."""
+
+import hashlib
+import os
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from linvit.data.images import images_below
+from linvit.data.loading import progress
+
+__all__ = [
+    "ALL",
+    "PARTS",
+    "NameIndex",
+    "fingerprint",
+    "held_out",
+    "lines_of",
+    "normalised",
+    "only_folder",
+    "part_named",
+    "some",
+    "subfolders",
+    "subset_names",
+]
+
+PARTS = {
+    "train": ("training", "train", "trn"),
+    "val": ("validation", "val", "valid", "dev"),
+    "test": ("test", "testing", "tst"),
+}
+"""Names of each part in folders and files, in any case; the first is ADE20K's, which messages name."""
+
+ALL = "all"
+"""The part that is a whole data set without parts."""
+
+HEAD = 65536
+"""Bytes of a file that, with its size, tell it from others."""
+
+NO_DATA = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
+"""Folders that archivers and file managers leave behind."""
+
+
+def part_named(name: str) -> str | None:
+    """Return which part a folder or file of this name holds, such as "val" for ``instances_Validation2017``."""
+    for word in reversed(re.split(r"[^a-z]+", normalised(name))):
+        for part, names in PARTS.items():
+            if word in names:
+                return part
+    return None
+
+
+def subset_names(part: str) -> tuple[str, ...]:
+    """Return the names that a part goes by; of a whole data set, what tools call their one subset."""
+    return PARTS.get(part, ("default", ALL))
+
+
+def subfolders(root: Path) -> list[Path]:
+    """List the folders in a folder, sorted, without hidden ones and what archivers leave behind.
+
+    Raises:
+        FileNotFoundError: ``root`` is missing.
+        NotADirectoryError: ``root`` is a file.
+    """
+    if not root.exists():
+        raise FileNotFoundError(f"data folder {root} does not exist")
+    if not root.is_dir():
+        raise NotADirectoryError(f"{root} is a file, not a data folder")
+    names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    return [root / name for name in names if not name.startswith(".") and name not in NO_DATA]
+
+
+def only_folder(root: Path) -> Path | None:
+    """Return the one folder in a folder that holds nothing else, as unpacked archives do."""
+    inside = subfolders(root)
+    files = [entry for entry in os.scandir(root) if entry.is_file() and not entry.name.startswith(".")]
+    images = any(entry.name.lower().endswith((".jpg", ".jpeg", ".png", ".xml", ".json", ".yaml")) for entry in files)
+    return inside[0] if len(inside) == 1 and not images else None
+
+
+def normalised(name: str) -> str:
+    """Return a name as file systems compare it that know neither case nor ways to write an accent."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+class NameIndex:
+    """The images below a folder by the last part of their names, whatever the case.
+
+    Args:
+        root: The folder; searched when it is first needed.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._found: dict[str, list[str]] | None = None
+
+    def find(self, name: str, near: Path | None = None) -> str | None:
+        """Return the one image that a path of another machine must mean, or None where that is open.
+
+        It has the same last part, and of several the longest end in common; or else it is the one in ``near``.
+        """
+        if self._found is None:
+            self._found = defaultdict(list)
+            for path in images_below(self.root):
+                self._found[normalised(os.path.basename(path))].append(path)
+        wanted = _pieces(name)
+        if not wanted:
+            return None
+        candidates = self._found.get(wanted[-1], [])
+        if len(candidates) > 1:
+            lengths = [_common_end(wanted, _pieces(path)) for path in candidates]
+            candidates = [path for path, length in zip(candidates, lengths, strict=True) if length == max(lengths)]
+        if len(candidates) > 1 and near is not None:
+            candidates = [path for path in candidates if Path(path).parent == near]
+        return candidates[0] if len(candidates) == 1 else None
+
+
+def _pieces(path: str) -> list[str]:
+    return [normalised(piece) for piece in re.split(r"[/\\]+", path) if piece not in ("", ".", "..")]
+
+
+def _common_end(one: Sequence[str], other: Sequence[str]) -> int:
+    count = 0
+    for mine, yours in zip(reversed(one), reversed(other), strict=False):
+        if mine != yours:
+            break
+        count += 1
+    return count
+
+
+def held_out(paths: Sequence[str], share: float) -> list[bool]:
+    """Choose what to hold out of images that have no held-out part, by the content of their files.
+
+    It is the same choice whenever it is made, on any machine, and copies of an image stay together. What cannot be read
+    is chosen by its name.
+
+    Args:
+        paths: The images.
+        share: Share of the distinct images to hold out: at least one, and not all.
+
+    Returns:
+        For each image, whether it is held out; all False where there is but one.
+    """
+    keys = []
+    for path in progress(paths, len(paths), "splitting"):
+        try:
+            keys.append(fingerprint(path))
+        except OSError:
+            keys.append(hashlib.blake2b(os.path.basename(path).encode(), digest_size=16).hexdigest())
+    distinct = sorted(set(keys))
+    count = min(max(1, round(share * len(distinct))), len(distinct) - 1)
+    chosen = set(distinct[:count])
+    return [key in chosen for key in keys]
+
+
+def fingerprint(path: str) -> str:
+    """Return what tells a file's content from others: a hash of its size and beginning."""
+    with open(path, "rb") as file:
+        return hashlib.blake2b(f"{os.path.getsize(path)}:".encode() + file.read(HEAD), digest_size=16).hexdigest()
+
+
+def some(names: Iterable[str], most: int = 5) -> str:
+    """Name the first few of a list."""
+    listed = list(names)
+    shown = ", ".join(listed[:most]) or "none"
+    return f"{shown} and {len(listed) - most:,} more" if len(listed) > most else shown
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Give out the numbered lines of a text file that are not empty, without a byte order mark.
+
+    Raises:
+        OSError: There is no such file.
+        ValueError: It is no text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error}") from error
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            yield number, line.strip()
