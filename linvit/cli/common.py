@@ -27,7 +27,10 @@ __all__ = [
 ]
 
 SPLIT_OPTION: dict[str, dict[str, Any]] = {
-    "--split": {"default": "val", "metavar": "NAME", "help": "which part of DATA: val, test or train (val)"}
+    "--split": {
+        "metavar": "NAME",
+        "help": "which part of DATA: val, test, train or all (val, or else test; all of data without parts)",
+    }
 }
 """For the commands of tasks whose data have parts."""
 

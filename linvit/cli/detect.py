@@ -44,13 +44,13 @@ def run_eval(args: Namespace) -> int:
         with atomic_write(args.results) as temporary:
             temporary.write_text(json.dumps(result.results))
     if args.json:
-        print_json(_record(args, detector, result))
+        print_json(_record(args, dataset.part, detector, result))
         return 0
     size, max_size = detector.model.input_size
     print_facts(
         {
             "model": args.model,
-            "data": f"{args.data}, {args.split} ({result.images:,} images)",
+            "data": f"{args.data}, {dataset.part} ({result.images:,} images)",
             "size": f"shorter side {size} pixels, longer side {max_size} at most",
             "precision": f"{args.precision} on {detector.device}",
             "speed": f"{result.images / result.seconds:.1f} images/s",
@@ -67,7 +67,7 @@ def run_eval(args: Namespace) -> int:
     return 0
 
 
-def _record(args: Namespace, detector: Detector, result: DetectionEvaluation) -> dict[str, Any]:
+def _record(args: Namespace, part: str, detector: Detector, result: DetectionEvaluation) -> dict[str, Any]:
     size, max_size = detector.model.input_size
     masks: dict[str, Any] = {}
     if result.masks:
@@ -76,7 +76,7 @@ def _record(args: Namespace, detector: Detector, result: DetectionEvaluation) ->
     return {
         "model": args.model,
         "data": args.data,
-        "split": args.split,
+        "split": part,
         "images": result.images,
         "size": size,
         "max_size": max_size,

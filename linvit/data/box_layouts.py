@@ -119,21 +119,15 @@ def boxes_to_train(
         ValueError: Annotations are damaged, or there is too little to split.
     """
     root = Path(root)
-    readers: dict[bool, BoxReader | None] = {False: None, True: None}
-    for held, (annotations, _) in ((False, train), (True, val)):
-        if annotations is not None:
-            readers[held] = _given(root, annotations)
-    if readers[False] is None or (readers[True] is None and train[0] is None):
+    learn = _given(root, train[0])
+    hold = _given(root, val[0])
+    if learn is None:
         found = find_boxes(root)
-        learn, hold = parts_to_train(found)
-        readers[False] = readers[False] or found[learn]
-        if readers[True] is None and hold is not None:
-            readers[True] = found[hold]
-    assert readers[False] is not None
-    file = readers[False](_below(root, train[1]))
-    if readers[True] is not None:
-        return file, readers[True](_below(root, val[1]))
-    return _split(file, share)
+        name, other = parts_to_train(found)
+        learn = found[name]
+        hold = hold or (found[other] if other else None)
+    file = learn(_below(root, train[1]))
+    return _split(file, share) if hold is None else (file, hold(_below(root, val[1])))
 
 
 def boxes_to_evaluate(root: str | Path, split: str | None = None, share: float = 0.2) -> CocoFile:
@@ -145,8 +139,8 @@ def boxes_to_evaluate(root: str | Path, split: str | None = None, share: float =
     """
     found = find_boxes(root)
     name, held = part_to_evaluate(found, split)
-    file = found[name](None)
-    return file if held is None else _split(file, share)[held]
+    file = replace(found[name](None), part=name)
+    return file if held is None else replace(_split(file, share)[held], part=f"{split or 'val'} (split off)")
 
 
 def _split(file: CocoFile, share: float) -> tuple[CocoFile, CocoFile]:
@@ -170,10 +164,11 @@ def _below(root: Path, path: str | None) -> Path | None:
     return found
 
 
-def _given(root: Path, annotations: str) -> BoxReader:
+def _given(root: Path, annotations: str | None) -> BoxReader | None:
     """Return what reads a file in COCO's format, or a folder of VOC's or YOLO's files."""
     path = _below(root, annotations)
-    assert path is not None
+    if path is None:
+        return None
     if path.is_file():
         return partial(read_coco, path)
     endings = {each.suffix.lower() for each in path.iterdir()}

@@ -1,4 +1,4 @@
-"""Boxes of a whole data set in a few arrays: loading processes share them, where millions of objects would be copied."""
+"""Boxes of a whole data set in a few arrays, which loading processes share where they would copy a million objects."""
 
 import json
 from collections.abc import Iterator

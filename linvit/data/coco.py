@@ -13,7 +13,7 @@ import numpy as np
 
 from linvit.data.coco_faults import mend_categories, mend_ids, mend_polygons
 from linvit.data.image_files import find_image_files, image_folder
-from linvit.data.parts import some
+from linvit.data.parts import ALL
 
 __all__ = ["CocoFile", "Record", "decode_mask", "encode_mask", "read_coco"]
 
@@ -29,12 +29,14 @@ class CocoFile:
         content: ``images``, ``annotations``, ``categories``.
         images: Where the image files lie.
         upright: Boxes are in the pixels of the upright image (see EXIF orientation), whatever the sizes say.
+        part: Which part of the data set it is, in words.
     """
 
     path: Path
     content: dict[str, list[Record]]
     images: Path
     upright: bool = False
+    part: str = ALL
 
     @property
     def classes(self) -> list[str]:
@@ -55,7 +57,7 @@ class CocoFile:
         ids = {image["id"] for image in images}
         annotations = [each for each in self.content["annotations"] if each["image_id"] in ids]
         content = {"images": images, "annotations": annotations, "categories": self.content["categories"]}
-        return CocoFile(self.path, content, self.images, self.upright)
+        return CocoFile(self.path, content, self.images, self.upright, self.part)
 
     def check_masks(self) -> None:
         """Check that every annotation has what looks like a mask, before anything takes long.

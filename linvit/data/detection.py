@@ -27,11 +27,6 @@ class DetectionData(VisionData):
     Args:
         root: Folder in the layout of COCO, Roboflow, CVAT, Label Studio, Pascal VOC or YOLO, which is found out; one
             annotation file or data.yaml; null: the embedded digit scenes.
-        train_annotations: Another annotation file to learn from, or a folder of them (VOC's, YOLO's), below root.
-        train_images: Another folder of the images to learn from.
-        val_annotations: Another annotation file or folder to hold out.
-        val_images: Another folder of the images to hold out.
-        val_share: Share of the images to hold out where there is no such part; copies stay together.
         size: Pixels that the shorter side is brought to in evaluation; null: 800, or 96 for the digit scenes.
         max_size: Most pixels of the longer side then, in training and evaluation.
         train_sizes: Pixels for the shorter side in training, of which each image gets one at random; null: size.
@@ -43,6 +38,11 @@ class DetectionData(VisionData):
         keep_empty: Train on images without boxes, too.
         masks: Load masks; training sets it for the models that learn them.
         seed: Decides the order of the training images and their augmentation; ``linvit train`` gives it its own.
+        train_annotations: Another annotation file to learn from, or a folder of them (VOC's, YOLO's), below root.
+        train_images: Another folder of the images to learn from.
+        val_annotations: Another annotation file or folder to hold out.
+        val_images: Another folder of the images to hold out.
+        val_share: Share of the images to hold out where there is no such part; copies stay together.
 
     Raises:
         ValueError: A setting outside its range; later, a folder that does not have the layout, or damaged annotations.
@@ -53,11 +53,6 @@ class DetectionData(VisionData):
     def __init__(
         self,
         root: str | None = None,
-        train_annotations: str | None = None,
-        train_images: str | None = None,
-        val_annotations: str | None = None,
-        val_images: str | None = None,
-        val_share: float = 0.2,
         size: int | None = None,
         max_size: int = 1333,
         train_sizes: Sequence[int] | None = None,
@@ -69,6 +64,11 @@ class DetectionData(VisionData):
         keep_empty: bool = False,
         masks: bool = False,
         seed: int = 0,
+        train_annotations: str | None = None,
+        train_images: str | None = None,
+        val_annotations: str | None = None,
+        val_images: str | None = None,
+        val_share: float = 0.2,
     ) -> None:
         super().__init__()
         if size is None:

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -59,11 +58,13 @@ class DetectionSet(Dataset[DetectionSample], ABC):
 
     Attributes:
         classes: Names of the classes; a label is an index into them.
+        part: Which part of a data set it is, in words.
         transform: Changes an item before it is given out.
         masks: Whether targets hold masks.
     """
 
     classes: list[str]
+    part: str
     transform: Transform | None
     masks: bool
 
@@ -132,6 +133,7 @@ class CocoDetection(DetectionSet):
         if masks:
             file.check_masks()
         self.path = file.path
+        self.part = file.part
         self.classes = file.classes if classes is None else classes
         self.transform = transform
         self.strict = strict
@@ -214,6 +216,7 @@ class DigitDetection(DetectionSet):
 
     def __init__(self, train: bool, transform: Transform | None = None, masks: bool = False) -> None:
         self.scenes = DigitScenes(train)
+        self.part = "train" if train else "val"
         self.classes = list(self.scenes.classes)
         self.transform = transform
         self.masks = masks

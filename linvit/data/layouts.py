@@ -4,6 +4,7 @@ A new layout is one function that finds its parts in a folder, and one line in i
 (:data:`linvit.data.box_layouts.LAYOUTS`, :data:`linvit.data.mask_layouts.LAYOUTS`).
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Generic, TypeVar
 
 from linvit.data.parts import ALL, PARTS, only_folder, some, subfolders
 
-__all__ = ["Found", "Layout", "find_layout", "parts_to_train"]
+__all__ = ["Found", "Layout", "find_layout", "part_to_evaluate", "parts_to_train"]
 
 Part = TypeVar("Part")
 
@@ -105,6 +106,12 @@ def part_to_evaluate(found: Found[Part], split: str | None) -> tuple[str, bool |
     """
     if split is None:
         has = next((name for name in ("val", "test", ALL) if name in found.parts), None)
+        if has == ALL:
+            warnings.warn(
+                f"{found.root} has no parts: all of it is evaluated, also what a run on it learned from; --split val "
+                "takes what training holds out of it",
+                stacklevel=3,
+            )
         return (has, None) if has else ("train", True)
     if split in ("train", "val") and ("val" not in found.parts and "test" not in found.parts):
         return parts_to_train(found)[0], split == "val"

@@ -131,8 +131,9 @@ def eval_masks(
     return DigitMasks(train=False, transform=transform)
 
 
-def part_of(data: str, split: str) -> str:
-    """Return which part of a data set to evaluate on: "all" where "val" is asked of a folder without parts."""
+def part_of(data: str, split: str | None) -> str:
+    """Return which part of a data set to evaluate on: "val" if none is named, "all" of a folder without parts."""
+    split = split or "val"
     without = has_split(data, "all") and not any(has_split(data, part) for part in SPLITS)
     return "all" if split == "val" and without else split
 

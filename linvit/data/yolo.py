@@ -110,16 +110,18 @@ def _described(path: Path) -> dict[str, Callable[[Path | None], CocoFile]]:
             continue
         values = value if isinstance(value, list) else [value]
         if not all(isinstance(each, str) for each in values):
-            raise ValueError(f"{path}: {key} is {value!r}, and must be a folder of images, a list of images, or several")
-        places = [_place(path, base, given, each) for each in values]
-        if all(place is not None for place in places):
+            raise ValueError(
+                f"{path}: {key} is {value!r}, and must be a folder of images, a list of images, or several"
+            )
+        places = [place for each in values if (place := _place(base, given, each)) is not None]
+        if len(places) == len(values):
             parts[part] = partial(_read, base, places, names, points=points)
         elif part == "train":
             raise FileNotFoundError(f"{path}: {key} is {value!r}, and there is no such folder or file below {base}")
     return parts
 
 
-def _place(path: Path, base: Path, given: str | None, value: str) -> Path | None:
+def _place(base: Path, given: str | None, value: str) -> Path | None:
     """Find what a value names: from the file's folder, ``path`` in it, or, as Roboflow writes ``../``, the file's."""
     below = value
     while below.startswith(("../", "./", "..\\")):
@@ -255,7 +257,7 @@ def _boxes(path: Path, classes: int | None, points: bool) -> list[tuple[int, lis
     Raises:
         ValueError: A line is neither; the message names the file and the line.
     """
-    found = []
+    found: list[tuple[int, list[float], list[float] | None]] = []
     seen = set()
     for number, line in lines_of(path):
         if line in seen:

@@ -17,6 +17,7 @@ from linvit.data.coco import decode_mask
 from linvit.inference.coco import coco_figures
 from linvit.tasks import DetectionTask
 from tests.cli.test_train import signal_once, train_in_two_processes
+from tests.data.test_box_layouts import LAYOUTS
 from tests.tasks.test_faults import killed_at
 
 SIDE, TRAIN, VAL, BATCH = 64, 8, 3, 4
@@ -165,6 +166,20 @@ def test_an_epoch_without_validation_tells_none(cells: Path, linvit_command, tmp
     assert [" AP " in line for line in lines if line.startswith("epoch ")] == [False, True, False]
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("layout", ["Roboflow", "Label Studio", "YOLO, names as a map", "VOC"])
+def test_a_folder_of_a_tool_trains_and_is_evaluated_without_a_flag(linvit_command, tmp_path: Path, layout: str) -> None:
+    write, parts = LAYOUTS[layout]
+    write(tmp_path / "data")
+    more = ("--data.batch_size=1", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1")
+    said = linvit_command(*arguments(tmp_path / "data", tmp_path / "run", *more))
+    assert said.code == 0, said.err
+    record = linvit_command("eval", tmp_path / "run", tmp_path / "data", "--json", "--workers", "0").json
+    assert record["split"] == ("val" if "val" in parts else "all")
+    assert record["images"] == 2
+    assert list(record["ap_by_class"]) == ["atom", "cell"]
+
+
 def test_eval_counts_what_its_results_file_holds(finder: Path, cells: Path, linvit_command, tmp_path: Path) -> None:
     said = linvit_command(
         "eval", finder, cells, "--json", "--workers", "0", "--results", tmp_path / "new" / "results.json"
@@ -256,7 +271,7 @@ def test_unreadable_images_are_named_and_strict_stops(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["eval", "{run}", "{cells}", "--split", "test"], "lacks annotations/instances_test.json; annotation files"),
+        (["eval", "{run}", "{cells}", "--split", "test"], "has no part 'test', read as COCO's; its parts: train, val"),
         (["eval", "{run}", "{cells}/gone"], "gone does not exist"),
         (["eval", "{run}", "digit-scenes"], "digit-scenes has the classes 0, 1"),
         (["eval", "{run}", "{cells}", "--confusion", "c.png"], "--confusion is for classification, and"),
