@@ -107,7 +107,7 @@ def _run(model: nn.Module, images: Tensor, module: str) -> tuple[Tensor, Tensor]
     """Return a model's output, and that of one of its modules as a map ``[B, C, h, w]``, a view that has a gradient."""
     held: list[Tensor] = []
     host: Any = model
-    embed = getattr(host, "patch_embed", None)
+    embed: Any = getattr(host, "patch_embed", None)
 
     def as_map(found: Tensor) -> Tensor:
         if found.ndim == 3:

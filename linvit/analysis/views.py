@@ -76,7 +76,7 @@ def visit_layers(model: nn.Module, image: Tensor, look: Callable[[Layer], T]) ->
         module.register_forward_hook(_hook(name, host, image, look, seen), with_kwargs=True)
         for name, module in named.items()
     ]
-    embed = getattr(model, "patch_embed", None)
+    embed: Any = getattr(model, "patch_embed", None)
     if hasattr(embed, "dynamic_feat_size"):
         handles.append(embed.register_forward_pre_hook(lambda module, args: _note_grid(host, module, args[0])))
     training = model.training

@@ -86,13 +86,13 @@ def _draw(image: Image.Image, top: list[dict[str, Any]], path: Path) -> None:
 
 def _with_attention(classifier: Classifier, name: str, image: Image.Image, top: list[dict[str, Any]]) -> Any:
     """Return the prediction with what the model's attention looked at, drawn over the image as the model saw it."""
-    from linvit.analysis.attention import attention_received, has_attention
+    from linvit.analysis import has_attention, received_map
     from linvit.inference.pictures.classes import Prediction
 
     pixels = classifier.transform(image)
     attention = None
     if has_attention(classifier.model):
-        attention = attention_received(classifier.model, pixels[None].to(classifier.device))[0].cpu().numpy()
+        attention = received_map(classifier.model, pixels[None].to(classifier.device)).cpu().numpy()
     mean, std = (pixels.new_tensor(classifier.input_config[key]).view(-1, 1, 1) for key in ("mean", "std"))
     seen = ((pixels * std + mean).clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()
     classes, probabilities = [t["class"] for t in top], [t["probability"] for t in top]
