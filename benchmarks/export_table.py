@@ -22,7 +22,7 @@ import linvit
 from linvit.data.images import images_below, load_image
 from linvit.deploy import FORMATS, export_model, find_format
 from linvit.files import atomic_write
-from linvit.inference.classification import Classifier
+from linvit.inference.classification import ClassificationPredictor
 
 MODELS = {"care_s0": {"layer_scale_init_value": 0.5}, "flatten_pvt_tiny": {}, "flatten_swin_tiny": {}, "linglo_b0": {}}
 
@@ -34,7 +34,7 @@ def build(name: str) -> torch.nn.Module:
     return timm.create_model(name, **MODELS[name]).eval()
 
 
-def photos(classifier: Classifier, folder: Path, count: int) -> torch.Tensor:
+def photos(classifier: ClassificationPredictor, folder: Path, count: int) -> torch.Tensor:
     """Preprocess a draw spread over a folder: its files are sorted by class, so all are among them."""
     paths = images_below(folder)
     return torch.stack([classifier.transform(load_image(paths[i * len(paths) // count])) for i in range(count)])
@@ -42,7 +42,7 @@ def photos(classifier: Classifier, folder: Path, count: int) -> torch.Tensor:
 
 def cell(name: str, format: str, precision: str, data: Path, count: int) -> dict[str, Any]:
     """Export once, and say what came of it."""
-    classifier = Classifier(build(name), device="cpu")
+    classifier = ClassificationPredictor(build(name), device="cpu")
     size = classifier.input_config["input_size"][1:]
     calibration = photos(classifier, data / "train", 200) if precision == "int8" else None
     record: dict[str, Any] = {"model": name, "format": format, "precision": precision, "img_size": list(size)}

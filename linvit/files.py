@@ -4,8 +4,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["atomic_write"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+__all__ = ["atomic_write", "save_picture"]
 
 
 @contextmanager
@@ -23,3 +28,14 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_picture(picture: "Image | Figure", path: str | Path) -> None:
+    """Write a picture as a PNG; folders on the way are made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        if hasattr(picture, "savefig"):
+            picture.savefig(temporary, format="png")
+        else:
+            picture.save(temporary, format="PNG")

@@ -1,6 +1,7 @@
 """Models with a dense head: saved with how they are built, found by their task, kept apart from classifiers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,9 @@ import torch
 from torch import nn
 
 import linvit
-from linvit import heads
+from linvit import heads, registry
 from linvit.checkpoints import class_names, task_of
-from linvit.inference.classification import Classifier
+from linvit.inference.classification import ClassificationPredictor
 
 
 class Dots(heads.DenseModel):
@@ -29,7 +30,7 @@ def build(**architecture: int) -> Dots:
 
 @pytest.fixture
 def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Dots, Path]:
-    monkeypatch.setitem(heads.BUILDERS, "dots", __name__)
+    monkeypatch.setitem(registry.TASKS, "dots", replace(registry.TASKS["segment"], network=f"{__name__}:build"))
     model = Dots(2, 5)
     linvit.save_model(model, tmp_path, classes=["a", "b"], input_config={"size": [8, 9]}, metrics={"ap": 0.5})
     return model, tmp_path
@@ -48,11 +49,12 @@ def test_it_is_loaded_as_it_was_saved(saved: tuple[Dots, Path]) -> None:
     assert json.loads((folder / "config.json").read_text())["metrics"] == {"ap": 0.5}
 
 
-def test_it_is_no_classifier(saved: tuple[Dots, Path], linvit_command, run_folder) -> None:
+def test_it_is_no_classifier(saved: tuple[Dots, Path], linvit_command, run_folder, monkeypatch) -> None:
     model, folder = saved
     with pytest.raises(ValueError, match="needs a classifier, and the model is one to dots"):
-        Classifier(model)
+        ClassificationPredictor(model)
     assert task_of(run_folder) == task_of("care_s0") == "classify"
+    monkeypatch.delitem(registry.TASKS, "dots")
     said = linvit_command("predict", folder, "mnist5k")
     assert said.code == 2
     assert f"{folder} is a model for task 'dots'; there is classify" in said.err

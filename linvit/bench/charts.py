@@ -5,11 +5,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from linvit.bench.run import Measurement
-from linvit.files import atomic_write
+from linvit.files import save_picture
 
 __all__ = ["plot_accuracy", "plot_resolution"]
 
@@ -37,7 +36,7 @@ def plot_accuracy(
         axes.margins(x=0.25, y=0.1)
         axes.set_xlabel("milliseconds for one image")
     panels[0].set_ylabel("published ImageNet-1K top-1 (%)")
-    _save(figure, out_png)
+    save_picture(figure, out_png)
 
 
 def plot_resolution(measurements: Sequence[Measurement], out_png: Path) -> None:
@@ -51,7 +50,7 @@ def plot_resolution(measurements: Sequence[Measurement], out_png: Path) -> None:
     axes.set_ylabel("milliseconds for one image")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=8)
-    _save(figure, out_png)
+    save_picture(figure, out_png)
 
 
 def _way(m: Measurement) -> str:
@@ -74,9 +73,3 @@ def _figure(columns: int = 1) -> tuple[Figure, list[Axes]]:
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     return figure, panels
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary:
-        FigureCanvasAgg(figure).print_png(str(temporary))

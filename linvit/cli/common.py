@@ -3,36 +3,79 @@
 import argparse
 import json
 import math
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from linvit.data.images import UnreadableImage, load_image
+from linvit.checkpoints import task_of
 from linvit.data.loading import progress
+from linvit.registry import TASKS, Task
 
 __all__ = [
-    "SPLIT_OPTION",
+    "CROP",
+    "SPLIT",
+    "WINDOWS",
     "Parser",
     "at_least",
     "image_size",
-    "load_sources",
     "print_facts",
     "print_json",
     "print_rows",
+    "print_tables",
     "progress",
+    "share",
 ]
 
-SPLIT_OPTION: dict[str, dict[str, Any]] = {
+SPLIT: dict[str, dict[str, Any]] = {
     "--split": {
         "metavar": "NAME",
         "help": "which part of DATA: val, test, train or all (val, or else test; all of data without parts)",
     }
 }
-"""For the commands of tasks whose data have parts."""
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return an argument type: a whole number that is ``least`` or more."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number, {least} or more, not {text!r}")
+        return int(text)
+
+    return number
+
+
+def share(text: str) -> float:
+    """Read a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {text!r}")
+    return value
+
+
+CROP: dict[str, dict[str, Any]] = {
+    "--crop-pct": {"type": share, "metavar": "SHARE", "help": "share that the crop keeps (the model's)"}
+}
+WINDOWS: dict[str, dict[str, Any]] = {
+    "--window": {
+        "type": at_least(0),
+        "metavar": "PIXELS",
+        "help": "predict in windows of this side, 0: whole images (the model's)",
+    },
+    "--stride": {
+        "type": at_least(1),
+        "metavar": "PIXELS",
+        "help": "distance between windows (the model's; or two thirds of --window)",
+    },
+}
+
+Options = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""Options of tasks: for each title of a task its options by name, as argparse takes them."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,22 +106,46 @@ class Parser(argparse.ArgumentParser):
         """Add where and how exactly the model computes, and what it sees."""
         self.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, ... (auto)")
         self.add_argument("--precision", default="float32", help="float32, bfloat16 or float16 (float32)")
-        self.add_argument("--img-size", type=int, metavar="PIXELS", help="size to see images at (the model's)")
+        self.add_argument("--img-size", type=at_least(1), metavar="PIXELS", help="size to see images at (the model's)")
+
+    def parse_for_task(self, argv: Sequence[str], options: Options) -> tuple[argparse.Namespace, Task, dict[str, Any]]:
+        """Parse the arguments of a command that every task has its own options for.
+
+        Args:
+            argv: The arguments.
+            options: What each task adds; an option that several share is the same in all of them.
+
+        Returns:
+            The arguments, the task of MODEL, and the task's own options by their names in Python.
+
+        Raises:
+            ValueError: The arguments are wrong, or belong to another task than the model's.
+        """
+        owners: dict[str, list[str]] = {}
+        for title, own in options.items():
+            for name in own:
+                owners.setdefault(name, []).append(title)
+        titles = {name: " and ".join(owning) for name, owning in owners.items()}
+        groups = {title: self.add_argument_group(title) for title in dict.fromkeys(titles.values())}
+        actions = {
+            name: groups[titles[name]].add_argument(name, **options[owning[0]][name]) for name, owning in owners.items()
+        }
+        args = self.parse_args(argv)
+        name = task_of(args.model)
+        if name not in TASKS:
+            raise ValueError(f"{args.model} is a model for task {name!r}; there is {', '.join(TASKS)}")
+        task = TASKS[name]
+        for name, action in actions.items():
+            if getattr(args, action.dest) != action.default and task.title not in owners[name]:
+                raise ValueError(f"{name} is for {titles[name]}, and {args.model} is a model for {task.title}")
+        own = {
+            action.dest: getattr(args, action.dest) for name, action in actions.items() if task.title in owners[name]
+        }
+        return args, task, own
 
     def error(self, message: str) -> NoReturn:
         """Raise what is wrong with the arguments."""
         raise ValueError(f"{message} (see {self.prog} --help)")
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """Return an argument type: a whole number that is ``least`` or more."""
-
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be a whole number, {least} or more, not {text!r}")
-        return int(text)
-
-    return number
 
 
 def image_size(text: str) -> tuple[int, int]:
@@ -98,6 +165,15 @@ def print_rows(rows: Iterable[Mapping[str, Any]], title: str = "") -> None:
     for row in rows:
         table.add_row(*map(str, row.values()))
     _print(table)
+
+
+def print_tables(tables: Iterable[Mapping[str, str] | Sequence[Mapping[str, str]]]) -> None:
+    """Print tables: of names and values, or of rows."""
+    for table in tables:
+        if isinstance(table, Mapping):
+            print_facts(table)
+        else:
+            print_rows(table)
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:
@@ -127,22 +203,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def load_sources(sources: Iterable[Any], strict: bool) -> Iterator[tuple[str, Image.Image]]:
-    """Read the images at paths; pairs of name and image are passed through.
-
-    Args:
-        sources: Paths or pairs.
-        strict: Raise on an unreadable image instead of passing it over with a line on the standard error stream.
-    """
-    for source in sources:
-        if isinstance(source, tuple):
-            yield source
-            continue
-        try:
-            yield str(source), load_image(source)
-        except UnreadableImage as error:
-            if strict:
-                raise
-            print(f"linvit: passed over: {error}", file=sys.stderr)

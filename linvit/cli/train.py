@@ -27,8 +27,8 @@ from lightning.pytorch.loggers import Logger
 from linvit import __version__, recipes
 from linvit.analysis.plots import plot_curves
 from linvit.cli.common import print_facts, print_json, print_rows
-from linvit.cli.tasks import TASKS
 from linvit.data.module import VisionData
+from linvit.registry import TASKS
 from linvit.tasks import run_folder as files
 from linvit.tasks.callbacks import EpochLines, KeepBest, LastCheckpoint
 from linvit.tasks.faults import SkipNotFinite, StepSeed
@@ -131,7 +131,7 @@ class TrainCLI(LightningCLI):
             raise ValueError(f"--task {name!r} is not known; there is {', '.join(TASKS)}")
         self._task = TASKS[name]
         super().__init__(
-            *self._task.classes(),
+            *self._task.load_training(),
             args=list(argv),
             run=False,
             save_config_callback=None,
@@ -161,7 +161,7 @@ class TrainCLI(LightningCLI):
         parser.link_arguments("data", "model.num_classes", compute_fn=_checked_classes, apply_on="instantiate")
         for link in self._task.links:
             link.apply(parser)
-        if issubclass(self._task.classes()[1], VisionData):
+        if issubclass(self._task.load_training()[1], VisionData):
             parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.add_argument(
             "--checkpoint.minutes", type=float | None, default=15.0, help="Write last.ckpt within an epoch that often."
@@ -185,7 +185,7 @@ class TrainCLI(LightningCLI):
         if self.config.resume and self.config.out:
             raise ValueError(f"--resume goes on in {self.config.resume}: leave out --out")
         self.resume = bool(self.config.resume)
-        self.title = self._task.title(self.config.model)
+        self.title = self._task.run_name(self.config.model)
         name = re.sub(r"[^\w.-]+", "-", self.title)
         first = getattr(rank_zero_only, "rank", 0) == 0
         default = f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}" if first else os.environ.get(_FOLDER, "runs")

@@ -1,15 +1,15 @@
 """What of a detector or a segmentation network goes into a file: tensors of fixed meaning and no selection."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image
 
-from linvit.heads import DenseModel
 from linvit.heads.detection import LEVELS, DetectionModel
 
-__all__ = ["BoxesAndScores", "Maps", "dense_body", "dense_config"]
+__all__ = ["BoxesAndScores", "DetectionView", "ExportView", "Maps", "SegmentationView"]
 
 
 class BoxesAndScores(nn.Module):
@@ -57,42 +57,76 @@ class Maps(nn.Module):
         return tuple(maps.values() if isinstance(maps, dict) else maps)
 
 
-def dense_body(model: DenseModel, features: bool) -> tuple[nn.Module, tuple[str, ...]]:
-    """Return what is exported, and the names of its outputs.
+class ExportView(ABC):
+    """What of a network goes into a file, and what it sees.
 
-    Raises:
-        ValueError: The detector selects regions inside.
+    Args:
+        model: The network.
     """
-    if isinstance(model, DetectionModel):
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @abstractmethod
+    def body(self, features: bool) -> tuple[nn.Module, tuple[str, ...]]:
+        """Return what is exported, and the names of its outputs; with ``features``, the maps below the head.
+
+        Raises:
+            ValueError: The network has no such form.
+        """
+
+    @abstractmethod
+    def _seen(self) -> tuple[Any, int | None]:
+        """Return mean and std, and the side of the images in pixels; None where they are taken as they are."""
+
+    def input_config(self) -> dict[str, Any]:
+        """Return the network's input under timm's names; ``input_size`` is None where it takes images as they are."""
+        source, side = self._seen()
+        return {
+            "input_size": None if side is None else (3, *[-(-side // 32) * 32] * 2),
+            "mean": tuple(source["mean"]),
+            "std": tuple(source["std"]),
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "crop_mode": "squash",
+        }
+
+
+class DetectionView(ExportView):
+    """RetinaNet's boxes and scores before the selection; of any detector, its pyramid."""
+
+    def body(self, features: bool) -> tuple[nn.Module, tuple[str, ...]]:
+        """Return boxes and scores, or the pyramid's maps.
+
+        Raises:
+            ValueError: The detector selects regions inside.
+        """
+        name = self.model.architecture["name"]
         if features:
-            maps = Maps(model.detector.backbone, LEVELS)
+            maps = Maps(self.model.detector.backbone, LEVELS)
             return maps, maps.names
-        if model.architecture["name"] != "retinanet":
+        if name != "retinanet":
             raise ValueError(
-                f"{model.architecture['name']} selects regions inside, as many as there are on the image: "
+                f"{name} selects regions inside, as many as there are on the image: "
                 "export its pyramid with --features, or train a retinanet"
             )
-        return BoxesAndScores(model), ("boxes", "scores")
-    if features:
-        body: Any = model.backbone
-        return Maps(body, len(body.strides)), tuple(f"map{i}" for i in range(len(body.strides)))
-    return model, ("logits",)
+        return BoxesAndScores(self.model), ("boxes", "scores")
+
+    def _seen(self) -> tuple[Any, int | None]:
+        backbone = self.model.backbone
+        return {"mean": backbone.mean, "std": backbone.std}, self.model.input_size[0]
 
 
-def dense_config(model: Any) -> dict[str, Any]:
-    """Return a network's input under timm's names; ``input_size`` is None where it takes images as they are."""
-    if isinstance(model, DetectionModel):
-        side: int | None = model.input_size[0]
-        source: Any = {"mean": model.backbone.mean, "std": model.backbone.std}
-    else:
-        source = model.pretrained_cfg
-        side = model.window or source.get("short_side")
-    size = None if side is None else (3, *[-(-side // 32) * 32] * 2)
-    return {
-        "input_size": size,
-        "mean": tuple(source["mean"]),
-        "std": tuple(source["std"]),
-        "interpolation": "bilinear",
-        "crop_pct": 1.0,
-        "crop_mode": "squash",
-    }
+class SegmentationView(ExportView):
+    """The logits of every pixel, or the backbone's maps."""
+
+    def body(self, features: bool) -> tuple[nn.Module, tuple[str, ...]]:
+        """Return the network, or its backbone."""
+        if not features:
+            return self.model, ("logits",)
+        maps = Maps(self.model.backbone, len(self.model.backbone.strides))
+        return maps, maps.names
+
+    def _seen(self) -> tuple[Any, int | None]:
+        source = self.model.pretrained_cfg
+        return source, self.model.window or source.get("short_side")

@@ -19,6 +19,7 @@ from linvit.attention import StripeAttention, WindowAttention
 from linvit.deploy.fusion import FusedModel, fuse, is_fused, separate_groups
 from linvit.deploy.fusion.attention import FusedWindowAttention
 from linvit.heads import DenseModel
+from linvit.registry import TASKS
 
 __all__ = ["DTYPES", "Features", "Job", "JobOptions", "Run", "WithPreprocessing", "input_config", "make_job", "quiet"]
 
@@ -230,9 +231,7 @@ def input_config(
         ValueError: The model has no size of its own and none is given.
     """
     if isinstance(model, DenseModel):
-        from linvit.deploy.dense import dense_config  # torchvision's detectors take a second to import
-
-        config = dense_config(model)
+        config = TASKS[model.task].load_export()(model).input_config()
     else:
         config = resolve_model_data_config(model)
     if img_size is not None:
@@ -258,9 +257,7 @@ def _body(model: nn.Module, features: bool) -> tuple[nn.Module, tuple[str, ...]]
     """Return what of a model is exported, and the names of its outputs."""
     inner = model.model if isinstance(model, FusedModel) else model
     if isinstance(inner, DenseModel):
-        from linvit.deploy.dense import dense_body
-
-        return dense_body(inner, features)
+        return TASKS[inner.task].load_export()(inner).body(features)
     if features:
         maps = Features(model)
         return maps, maps.names

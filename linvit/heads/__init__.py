@@ -4,15 +4,13 @@ A :class:`DenseModel` says in plain values how it is built. :func:`linvit.save_m
 and :func:`linvit.load_model` builds it again.
 """
 
-import importlib
 from typing import Any, ClassVar
 
 from torch import nn
 
-__all__ = ["BUILDERS", "DenseModel", "build"]
+from linvit.registry import TASKS
 
-BUILDERS = {"detect": "linvit.heads.detection", "segment": "linvit.heads.segmentation"}
-"""Task of a saved model: the module whose ``build(**architecture)`` makes it, imported when it is needed."""
+__all__ = ["DenseModel", "build"]
 
 
 class DenseModel(nn.Module):
@@ -22,7 +20,7 @@ class DenseModel(nn.Module):
         **architecture: The arguments of ``build`` that make this network (without weights), as JSON knows them.
 
     Attributes:
-        task: Name of its task, a key of ``BUILDERS``.
+        task: Name of its task, a key of :data:`linvit.registry.TASKS`.
         backbone_name: Name of the submodule that is its :class:`linvit.heads.backbone.Backbone`.
         architecture: As given.
         num_classes: Number of classes.
@@ -55,9 +53,10 @@ def build(task: str, architecture: dict[str, Any]) -> DenseModel:
     Raises:
         ValueError: The task is unknown, or the architecture is not one of its.
     """
-    if task not in BUILDERS:
-        raise ValueError(f"unknown task {task!r} of a saved model; there is {', '.join(BUILDERS)}")
+    known = [name for name, each in TASKS.items() if each.network]
+    if task not in known:
+        raise ValueError(f"unknown task {task!r} of a saved model; there is {', '.join(known)}")
     try:
-        return importlib.import_module(BUILDERS[task]).build(**architecture)
+        return TASKS[task].load_network()(**architecture)
     except TypeError as error:
         raise ValueError(f"{architecture} is no architecture for task {task!r}: {error}") from error

@@ -1,4 +1,4 @@
-"""COCO's figures: average precision of boxes or masks, as COCO's own tools count it."""
+"""COCO's metrics: average precision of boxes or masks, as COCO's own tools count it."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from torch import Tensor
 from linvit.data.coco import Record, encode_mask
 from linvit.data.detection_sets import DetectionSet
 
-__all__ = ["BOX_FIGURES", "MASK_FIGURES", "CocoFigures", "coco_figures", "coco_results"]
+__all__ = ["BOX_METRICS", "MASK_METRICS", "CocoMetrics", "coco_metrics", "coco_results"]
 
-BOX_FIGURES = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "AP S", "ap_medium": "AP M", "ap_large": "AP L"}
-MASK_FIGURES = {f"mask_{name}": f"mask {heading}" for name, heading in BOX_FIGURES.items()}
+BOX_METRICS = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "AP S", "ap_medium": "AP M", "ap_large": "AP L"}
+MASK_METRICS = {f"mask_{name}": f"mask {heading}" for name, heading in BOX_METRICS.items()}
 
 
 @dataclass(frozen=True)
-class CocoFigures:
+class CocoMetrics:
     """Average precisions as shares of 1; None where there is nothing annotated to find.
 
     Attributes:
-        overall: By the names of BOX_FIGURES.
+        overall: By the names of BOX_METRICS.
         by_class: Of each category, by its name.
     """
 
@@ -50,9 +50,9 @@ def coco_results(found: dict[str, Tensor], image_id: int, dataset: DetectionSet)
     ]
 
 
-def coco_figures(
+def coco_metrics(
     truth: dict[str, Any], results: Sequence[Record], image_ids: Iterable[int], kind: Literal["bbox", "segm"] = "bbox"
-) -> CocoFigures:
+) -> CocoMetrics:
     """Count average precision at IoU 0.50 to 0.95 with at most 100 detections per image.
 
     Args:
@@ -71,14 +71,14 @@ def coco_figures(
     count.evaluate()
     count.accumulate()
     count.summarize()
-    overall = {name: _known(value) for name, value in zip(BOX_FIGURES, count.stats[:6], strict=True)}
+    overall = {name: _known(value) for name, value in zip(BOX_METRICS, count.stats[:6], strict=True)}
     precision = np.asarray(count.eval["precision"])[:, :, :, 0, -1]  # [IoU, recall, category], all sizes, 100 each
     names = {each["id"]: each["name"] for each in truth["categories"]}
     by_class = {}
     for place, category in enumerate(count.params.catIds):
         counted = precision[:, :, place]
         by_class[names[category]] = float(counted.mean()) if (counted > -1).all() else None
-    return CocoFigures(overall, by_class)
+    return CocoMetrics(overall, by_class)
 
 
 def _complete(annotation: Record) -> Record:

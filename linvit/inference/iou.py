@@ -1,15 +1,15 @@
-"""The figures of semantic segmentation, from the counts of a confusion matrix."""
+"""The metrics of semantic segmentation, from the counts of a confusion matrix."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["SegmentationFigures", "figures_of"]
+__all__ = ["SegmentationMetrics", "segmentation_metrics"]
 
 
 @dataclass(frozen=True)
-class SegmentationFigures:
+class SegmentationMetrics:
     """Shares from 0 to 1; NaN for what there is no pixel of.
 
     Attributes:
@@ -29,8 +29,8 @@ class SegmentationFigures:
     pixels: Tensor
 
 
-def figures_of(confusion: Tensor) -> SegmentationFigures:
-    """Compute the figures from ``[C, C]`` counts of pixels, true classes down and predicted ones across.
+def segmentation_metrics(confusion: Tensor) -> SegmentationMetrics:
+    """Compute the metrics from ``[C, C]`` counts of pixels, true classes down and predicted ones across.
 
     Raises:
         ValueError: Not one pixel was counted.
@@ -41,7 +41,7 @@ def figures_of(confusion: Tensor) -> SegmentationFigures:
     right, true, predicted = counts.diag(), counts.sum(dim=1), counts.sum(dim=0)
     iou = right / (true + predicted - right)
     acc = right / true
-    return SegmentationFigures(
+    return SegmentationMetrics(
         miou=iou.nanmean().item(),
         macc=acc.nanmean().item(),
         aacc=(right.sum() / counts.sum()).item(),

@@ -1,45 +1,101 @@
-"""Use a trained segmentation network: evaluate it on masks, predict single images."""
+"""Use a trained segmentation network: evaluate it on masks, give every pixel of images its class."""
 
-import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from linvit.checkpoints import class_names
 from linvit.checks import require
-from linvit.data.joint import image_transform
+from linvit.data.digit_scenes import DigitScenes
+from linvit.data.joint import eval_transform, image_transform
+from linvit.data.mask_datasets import collate_masks, eval_masks, part_of
 from linvit.data.masks import IGNORED, MaskCode
 from linvit.heads import DenseModel
-from linvit.inference.base import PRECISIONS, check_precision, find_device
-from linvit.inference.iou import SegmentationFigures, figures_of
+from linvit.inference.base import Evaluation, Prediction, Predictor, Prepared
+from linvit.inference.iou import SegmentationMetrics, segmentation_metrics
 
-__all__ = ["SegmentationEvaluation", "SegmentationPredictor"]
+__all__ = ["SegmentationEvaluation", "SegmentationPrediction", "SegmentationPredictor"]
 
 
 @dataclass
-class SegmentationEvaluation:
+class SegmentationEvaluation(Evaluation):
     """What an evaluation found."""
 
-    images: int
-    figures: SegmentationFigures
+    pixels: SegmentationMetrics
     confusion: Tensor  # [C, C] pixels, true classes down
-    seconds: float
-    unreadable: list[str] = field(default_factory=list)
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the metrics by name."""
+        return {name: getattr(self.pixels, name) for name in ("miou", "macc", "aacc")}
 
 
-class SegmentationPredictor:
+@dataclass(frozen=True)
+class SegmentationPrediction(Prediction):
+    """The class of each pixel of an image.
+
+    Attributes:
+        mask: ``[H, W]`` bytes, class numbers.
+        classes: Names of all classes.
+        values: What a mask file says for each class.
+    """
+
+    mask: np.ndarray
+    classes: Sequence[str]
+    values: Sequence[int]
+
+    def shares(self) -> list[dict[str, Any]]:
+        """Return the classes that are there with their share of the pixels, the largest first."""
+        shares = np.bincount(self.mask.ravel(), minlength=len(self.classes)) / self.mask.size
+        order = [index for index in np.argsort(-shares, kind="stable") if shares[index]]
+        return [{"class": self.classes[i], "share": float(shares[i])} for i in order]
+
+    def record(self) -> dict[str, Any]:
+        """Return the size of the image and the share of each class."""
+        height, width = self.mask.shape
+        return {"width": width, "height": height, "classes": self.shares()}
+
+    def row(self) -> dict[str, str]:
+        """Return the size and the shares of the largest classes."""
+        shares = ", ".join(f"{each['class']} {each['share']:.1%}" for each in self.shares()[:5])
+        return {"size": f"{self.mask.shape[1]}x{self.mask.shape[0]}", "share of the pixels": shares}
+
+    @property
+    def columns(self) -> list[str]:
+        """Name the columns."""
+        return ["class", "share"]
+
+    def csv_rows(self) -> list[list[Any]]:
+        """Return a row for each class that is there."""
+        return [[each["class"], f"{each['share']:.6g}"] for each in self.shares()]
+
+    def picture(self, image: Image.Image) -> Image.Image:
+        """Draw the image beside the same with its classes laid over it, and a legend."""
+        from linvit.inference.pictures.masks import draw_overlay
+
+        return draw_overlay(image, self.mask, self.classes)
+
+    def mask_picture(self) -> Image.Image:
+        """Return the mask as a picture that holds the values of a mask file and shows the classes as colours."""
+        from linvit.inference.pictures.masks import mask_picture
+
+        return mask_picture(self.mask, self.values)
+
+
+class SegmentationPredictor(Predictor[SegmentationPrediction, SegmentationEvaluation]):
     """A segmentation network with its preprocessing, on a device, in a precision, ready for images.
 
     Args:
         model: A :class:`linvit.heads.segmentation.Segmenter` that was saved and loaded.
-        device: "auto" takes the accelerator that torch finds, or else the CPU; or any of torch's device names.
-        precision: "float32", or "bfloat16" / "float16" for autocast.
-        short_side: Length in pixels to bring the shorter side of images to; None takes the model's own setting.
+        device: As for :class:`linvit.inference.base.Predictor`.
+        precision: As there.
+        img_size: Length in pixels to bring the shorter side of images to; None takes the model's own setting.
         window: Side of the windows that images are predicted in, 0 for none; None takes the model's own setting.
         stride: Distance between windows; None: the model's own, or two thirds of a window that is given.
 
@@ -48,65 +104,79 @@ class SegmentationPredictor:
         input_config: ``short_side``, ``mean`` and ``std``.
 
     Raises:
-        ValueError: There is no such device or precision, or a setting is outside its range.
+        ValueError: There is no such device or precision, a setting is outside its range, or the weights are not finite.
     """
 
     def __init__(
         self,
-        model: DenseModel,
+        model: nn.Module,
         device: str = "auto",
         precision: str = "float32",
-        short_side: int | None = None,
+        img_size: int | None = None,
         window: int | None = None,
         stride: int | None = None,
     ) -> None:
-        check_precision(precision)
-        require(short_side is None or short_side >= 1, "img_size", short_side, "at least 1 pixel")
-        self.device = find_device(device)
-        self.precision = precision
-        self.model: Any = model.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if not isinstance(model, DenseModel) or model.task != "segment":
+            raise ValueError(f"this needs a segmentation network, and the model is a {type(model).__name__}")
+        super().__init__(model, device, precision, img_size)
         if window is not None or stride is not None:
             self.model.set_window(self.model.window if window is None else window or None, stride)
         known = model.pretrained_cfg
         self.code = MaskCode(model.num_classes, known["values"], known["ignore"])
         self.input_config: dict[str, Any] = {
-            "short_side": short_side or known["short_side"],
+            "short_side": img_size or known["short_side"],
             "mean": known["mean"],
             "std": known["std"],
         }
         self.transform = image_transform(**self.input_config)
 
-    @torch.inference_mode()
-    def classes(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """Map preprocessed images ``[B, 3, h, w]`` to the class of each pixel ``[B, H, W]`` of a size."""
+    def examples(self) -> list[tuple[str, Image.Image]]:
+        """Return the first twelve held-out digit scenes."""
+        return [(f"held-out scene {i}", scene.image) for i, scene in enumerate(DigitScenes(train=False)[:12])]
+
+    def prepare(self, image: Image.Image) -> Prepared:
+        """Resize and normalise an image."""
+        return Prepared(self.transform(image), (image.height, image.width))
+
+    def _outputs(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Map ``[B, 3, h, w]`` to the class of each pixel ``[B, H, W]`` of a size, by default that of the images."""
         images = images.to(self.device, memory_format=torch.channels_last)
-        dtype = PRECISIONS[self.precision]
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32):
-            return self.model.predict(images, size).argmax(dim=1)
+        logits = self.model.predict(images, images.shape[2:] if size is None else size)
+        self._check_outputs(logits)
+        return logits.argmax(dim=1)
 
-    def predict(self, image: Image.Image) -> np.ndarray:
-        """Return the class of each pixel of an RGB image of any size, ``[H, W]`` bytes."""
-        found = self.classes(self.transform(image)[None], (image.height, image.width))
-        return found[0].to(torch.uint8).cpu().numpy()
+    def predict_batch(self, images: Sequence[Prepared]) -> list[SegmentationPrediction]:
+        """Return the class of each pixel of images."""
+        masks = self.outputs(torch.stack([each.pixels for each in images]), images[0].size).to(torch.uint8).cpu()
+        return [SegmentationPrediction(mask, self.classes, self.code.values) for mask in masks.numpy()]
 
-    def evaluate(self, batches: Iterable[dict[str, Any]]) -> SegmentationEvaluation:
-        """Compare predictions with masks over batches of :func:`linvit.data.mask_datasets.collate_masks`.
+    def load(
+        self, data: str, split: str | None = None, batch_size: int | None = None, workers: int = 0, strict: bool = False
+    ) -> DataLoader[Any]:
+        """Open data to evaluate on, as the base class says: a folder of images and masks, or ``digit-scenes``."""
+        require(batch_size in (None, 1), "batch_size", batch_size, "1: images to segment are of different sizes")
+        transform = eval_transform(**self.input_config)
+        names = class_names(self.model)
+        dataset = eval_masks(data, part_of(data, split), names, self.code, transform, strict)
+        return DataLoader(dataset, 1, num_workers=workers, collate_fn=collate_masks)
 
-        Raises:
-            ValueError: Not one image could be read with its mask, or no pixel of them counts.
-        """
-        confusion = MulticlassConfusionMatrix(self.model.num_classes, ignore_index=IGNORED).to(self.device)
-        unreadable: list[str] = []
-        images = 0
-        start = time.perf_counter()
-        for batch in batches:
-            unreadable += batch["unreadable"]
-            if batch["image"] is None:
-                continue
-            target = batch["target"].to(self.device)
-            confusion.update(self.classes(batch["image"], target.shape[1:]), target)
-            images += len(target)
-        if images == 0:
-            raise ValueError(f"none of the images can be read with its mask, {', '.join(unreadable[:3])}")
-        counts = confusion.compute().cpu()
-        return SegmentationEvaluation(images, figures_of(counts), counts, time.perf_counter() - start, unreadable)
+    def _counts(self, loader: DataLoader[Any]) -> "_Counts":
+        return _Counts(self)
+
+
+class _Counts:
+    """The confusion of pixels, over batches."""
+
+    def __init__(self, predictor: SegmentationPredictor) -> None:
+        self.predictor = predictor
+        self.confusion = MulticlassConfusionMatrix(predictor.model.num_classes, ignore_index=IGNORED)
+        self.confusion.to(predictor.device)
+
+    def add(self, batch: dict[str, Any]) -> None:
+        """Count a batch of :func:`linvit.data.mask_datasets.collate_masks`."""
+        target = batch["target"].to(self.predictor.device)
+        self.confusion.update(self.predictor.outputs(batch["image"], tuple(target.shape[1:])), target)
+
+    def result(self, images: int, seconds: float) -> SegmentationEvaluation:
+        counts = self.confusion.compute().cpu()
+        return SegmentationEvaluation(images, seconds, segmentation_metrics(counts), counts)

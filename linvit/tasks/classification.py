@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from linvit.analysis.plots import plot_confusion
 from linvit.checkpoints import load_checkpoint
 from linvit.checks import did_you_mean, require
+from linvit.inference.pictures.metrics import plot_confusion
 from linvit.tasks.base import VisionTask, agreed, some
 from linvit.tasks.distillation import Teacher, distillation_loss, load_teacher
 from linvit.tasks.run_folder import CONFUSION, saving

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from linvit.data.coco import Record
 from linvit.data.detection_sets import DetectionSet
 from linvit.heads.detection import DetectionModel, DetectorName
-from linvit.inference.coco import BOX_FIGURES, MASK_FIGURES, coco_figures, coco_results
+from linvit.inference.coco import BOX_METRICS, MASK_METRICS, coco_metrics, coco_results
 from linvit.tasks.base import VisionTask, some
 
 
@@ -79,7 +79,7 @@ class DetectionTask(VisionTask):
             pretrained,
         )
         self.model.to(memory_format=torch.channels_last)
-        self.figures = (MASK_FIGURES if self.model.has_masks else {}) | BOX_FIGURES
+        self.figures = (MASK_METRICS if self.model.has_masks else {}) | BOX_METRICS
         self._results: list[Record] = []
         self._seen: list[int] = []
         self.train()
@@ -121,10 +121,10 @@ class DetectionTask(VisionTask):
         if not seen:
             raise ValueError(f"none of the validation images can be read, {some(self.unreadable)}")
         truth = self._validated_on().truth
-        for kind, names in (("bbox", BOX_FIGURES), ("segm", MASK_FIGURES)):
+        for kind, names in (("bbox", BOX_METRICS), ("segm", MASK_METRICS)):
             if not names.keys() <= self.figures.keys():
                 continue
-            counted = coco_figures(truth, results, seen, kind).overall  # type: ignore[arg-type]
+            counted = coco_metrics(truth, results, seen, kind).overall  # type: ignore[arg-type]
             for name, value in zip(names, counted.values(), strict=True):
                 if value is not None:
                     self.log(f"val/{name}", value, prog_bar=name == next(iter(self.figures)))

@@ -12,7 +12,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from linvit.checks import require
 from linvit.data.masks import IGNORED
 from linvit.heads.segmentation import DecoderName, Segmenter
-from linvit.inference.iou import figures_of
+from linvit.inference.iou import segmentation_metrics
 from linvit.tasks.base import VisionTask, agreed, some
 
 __all__ = ["SegmentationTask"]
@@ -26,7 +26,7 @@ class SegmentationTask(VisionTask):
     from ``H x W``: the logits are resized.
 
     Logs ``val/loss``, ``val/miou``, ``val/macc`` and ``val/aacc`` (shares from 0 to 1; see
-    :func:`linvit.inference.iou.figures_of`) beside what VisionTask logs.
+    :func:`linvit.inference.iou.segmentation_metrics`) beside what VisionTask logs.
 
     Args:
         num_classes: Number of classes of the data.
@@ -105,7 +105,7 @@ class SegmentationTask(VisionTask):
         if not agreed(self.trainer, self.val_confusion.update_called):
             raise ValueError(f"none of the validation images can be read with its mask, {some(self.unreadable)}")
         self.confusion = self.val_confusion.compute()
-        figures = figures_of(self.confusion)
+        figures = segmentation_metrics(self.confusion)
         for key in ("miou", "macc", "aacc"):
             self.log(f"val/{key}", getattr(figures, key), prog_bar=key == "miou")
         self.log("val/loss", self.val_loss.compute())

@@ -14,7 +14,7 @@ from PIL import Image
 import linvit
 from linvit.cli.main import main
 from linvit.data.coco import decode_mask
-from linvit.inference.coco import coco_figures
+from linvit.inference.coco import coco_metrics
 from linvit.tasks import DetectionTask
 from tests.cli.test_train import signal_once, train_in_two_processes
 from tests.data.test_box_layouts import LAYOUTS
@@ -189,7 +189,7 @@ def test_eval_counts_what_its_results_file_holds(finder: Path, cells: Path, linv
     assert {each["category_id"] for each in results} <= {3, 6}
     assert len(results) == 5 * VAL
     truth = json.loads((cells / "annotations" / "instances_val.json").read_text())
-    expected = coco_figures(truth, results, range(VAL))
+    expected = coco_metrics(truth, results, range(VAL))
     record = said.json
     assert record["images"] == VAL
     assert record["ap50"] == pytest.approx(expected.overall["ap50"])
@@ -276,9 +276,9 @@ def test_unreadable_images_are_named_and_strict_stops(
         (["eval", "{run}", "digit-scenes"], "digit-scenes has the classes 0, 1"),
         (["eval", "{run}", "{cells}", "--confusion", "c.png"], "--confusion is for classification, and"),
         (["eval", "{run}", "{cells}", "--precision", "int3"], "precision must be one of"),
-        (["eval", "{run}", "{cells}", "--img-size", "0"], "img_size must be at least 1 pixel, got 0"),
+        (["eval", "{run}", "{cells}", "--img-size", "0"], "--img-size: must be a whole number, 1 or more, not '0'"),
         (["predict", "{run}", "{cells}", "--top", "3"], "--top is for classification, and"),
-        (["predict", "{run}", "{cells}", "--min-score", "7"], "--min-score must be from 0 to 1, got 7.0"),
+        (["predict", "{run}", "{cells}", "--min-score", "7"], "--min-score: must be a number from 0 to 1, not '7'"),
         (["bench", "{run}"], "is a model to detect: time its backbone, by name"),
     ],
 )

@@ -13,7 +13,7 @@ def test_figures_equal_a_count_by_hand(linvit_command, run_folder, photos):
     said = linvit_command("eval", run_folder, photos, "--json", "--batch-size", "4", "--workers", "0")
     assert said.code == 0
     model = linvit.load_model(run_folder)
-    transform = linvit.inference.classification.Classifier(model).transform
+    transform = linvit.inference.classification.ClassificationPredictor(model).transform
     samples = [s for s in eval_dataset(str(photos), CLASSES, transform) if s["image"] is not None]
     with torch.no_grad():
         logits = model(torch.stack([s["image"] for s in samples]))
@@ -69,8 +69,8 @@ def test_batch_size_does_not_change_the_figures(linvit_command, run_folder, phot
         (["{run}", "{photos}", "--device", "tpu9"], "device 'tpu9' is not here"),
         (["{run}", "{photos}", "--device", "cuda"], "device 'cuda' is not here"),
         (["{run}", "{photos}", "--precision", "int3"], "precision must be one of float32, bfloat16, float16"),
-        (["{run}", "{photos}", "--img-size", "0"], "img_size must be at least 1 pixel, got 0"),
-        (["{run}", "{photos}", "--crop-pct", "2"], "crop_pct must be above 0, up to 1, got 2.0"),
+        (["{run}", "{photos}", "--img-size", "0"], "--img-size: must be a whole number, 1 or more, not '0'"),
+        (["{run}", "{photos}", "--crop-pct", "2"], "--crop-pct: must be a number from 0 to 1, not '2'"),
         (["vit_tiny_patch16_224.pth", "{photos}"], "no run folder or checkpoint file at vit_tiny_patch16_224.pth"),
         (
             ["{run}", "{photos}", "--batch-size", "0"],

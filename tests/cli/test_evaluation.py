@@ -14,12 +14,13 @@ import timm
 import torch
 from PIL import Image
 from timm.data import RealLabelsImagenet
+from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 import linvit
 from linvit.data.corruptions import CORRUPTIONS, Corruption
-from linvit.inference.classification import Classifier
+from linvit.inference.classification import ClassificationPredictor
 from linvit.tasks.distillation import load_teacher
 from tests.conftest import CLASSES
 from tests.shards import pack, serve
@@ -111,17 +112,17 @@ def test_crops_are_averaged_as_probabilities(run_folder: Path) -> None:
     image = Image.fromarray(np.random.RandomState(0).randint(0, 256, (50, 70, 3)).astype(np.uint8))
     model: Any = linvit.load_model(run_folder)
     for crops, make in ((5, transforms.FiveCrop), (10, transforms.TenCrop)):
-        classifier = Classifier(model, "cpu", img_size=32, crop_pct=0.8, crops=crops)
+        classifier = ClassificationPredictor(model, "cpu", img_size=32, crop_pct=0.8, crops=crops)
         resize = transforms.Resize(40, transforms.InterpolationMode.BILINEAR)
         finish = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.25,) * 3)])
         views = torch.stack([finish(crop) for crop in make(32)(resize(image))])
         with torch.no_grad():
             expected = model(views).softmax(1).mean(0)
-        torch.testing.assert_close(classifier.predict([image])[0], expected)
+        torch.testing.assert_close(classifier.predict([image])[0].probabilities, expected)
     with pytest.raises(ValueError, match=r"5 crops need a crop_pct below 1: at 1\.0 they are all the same"):
-        Classifier(model, "cpu", crops=5)
+        ClassificationPredictor(model, "cpu", crops=5)
     with pytest.raises(ValueError, match="crops must be 1, 5 or 10, not 3"):
-        Classifier(model, "cpu", crops=3)
+        ClassificationPredictor(model, "cpu", crops=3)
 
 
 def test_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
@@ -134,7 +135,7 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
 
     target = torch.tensor([1] * 6 + [0] * 4)
     batch = {"image": torch.zeros(10, 3, 8, 8), "target": target, "unreadable": []}
-    result = Classifier(Sure(), "cpu").evaluate([batch])
+    result = ClassificationPredictor(Sure(), "cpu").evaluate(DataLoader([batch], batch_size=None))
     confidence = float(torch.tensor([0.0, 4.0]).softmax(0)[1])
     assert result.calibration_error == pytest.approx(confidence - 0.6, abs=1e-5)
 

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 import linvit
-from linvit.inference.classification import Classifier
+from linvit.inference.classification import ClassificationPredictor
 from tests.conftest import CLASSES
 
 
@@ -13,9 +13,9 @@ def test_json_holds_the_probabilities_of_the_model(linvit_command, run_folder, p
     (record,) = linvit_command("predict", run_folder, path, "--json").json
     assert record["image"] == str(path)
     assert sum(top["probability"] for top in record["top"]) == pytest.approx(1.0)
-    (expected,) = Classifier(linvit.load_model(run_folder)).predict([Image.open(path)])
+    (expected,) = ClassificationPredictor(linvit.load_model(run_folder)).predict([Image.open(path)])
     for top in record["top"]:
-        assert top["probability"] == pytest.approx(expected[top["index"]].item())
+        assert top["probability"] == pytest.approx(expected.probabilities[top["index"]].item())
         assert top["class"] == CLASSES[top["index"]]
     probabilities = [top["probability"] for top in record["top"]]
     assert probabilities == sorted(probabilities, reverse=True)
@@ -77,7 +77,7 @@ def test_embedded_digits(linvit_command, run_folder):
     ("args", "message"),
     [
         (["{run}", "nothing*.png"], "nothing*.png"),
-        (["{run}", "mnist5k", "--top", "0"], "--top must be 1 or more, got 0"),
+        (["{run}", "mnist5k", "--top", "0"], "--top: must be a whole number, 1 or more, not '0'"),
         (["{run}"], "required: IMAGE"),
         (["{run}", "mnist5k", "--no-such-flag"], "unrecognized arguments: --no-such-flag"),
         (["nosuch.pth", "mnist5k"], "no run folder or checkpoint file at nosuch.pth"),

@@ -152,12 +152,12 @@ def test_recipes_that_count_updates_validate_after_the_last(root: Path, tmp_path
 
 
 def test_eval_equals_a_count_by_hand_in_each_part(linvit_command: Command, run: Path, root: Path) -> None:
-    predictor = SegmentationPredictor(linvit.load_model(run))  # type: ignore[arg-type]
+    predictor = SegmentationPredictor(linvit.load_model(run))
     for split in ("val", "test"):
         record = linvit_command("eval", run, root, "--split", split, "--workers", "0", "--json").json
         right, pixels, hits, either = 0, 0, np.zeros(3), np.zeros(3)
         for path in sorted((root / split / "images").iterdir()):
-            found = predictor.predict(Image.open(path)) + 1
+            found = predictor.predict([Image.open(path)])[0].mask + 1
             true = load_mask(root / split / "masks" / path.name)
             counts = true != 9
             right += int((found == true)[counts].sum())
@@ -188,12 +188,12 @@ def test_predict_writes_masks_that_can_be_read_back_and_pictures(
         "predict", run, images, "--masks", tmp_path / "masks", "--save", tmp_path / "pictures", "--json"
     )
     assert [Path(record["mask"]).name for record in said.json] == ["0001_0.png", "0002_1.png"]
-    predictor = SegmentationPredictor(linvit.load_model(run))  # type: ignore[arg-type]
+    predictor = SegmentationPredictor(linvit.load_model(run))
     for record in said.json:
         found = load_mask(record["mask"])
         image = Image.open(record["image"])
         assert found.shape == (image.height, image.width)
-        assert (found == predictor.predict(image) + 1).all(), "mask values, not class numbers"
+        assert (found == predictor.predict([image])[0].mask + 1).all(), "mask values, not class numbers"
         shares = {row["class"]: row["share"] for row in record["classes"]}
         assert shares == pytest.approx(
             {name: (found == i).mean() for i, name in enumerate(CLASSES, 1) if (found == i).any()}

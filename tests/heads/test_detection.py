@@ -12,7 +12,7 @@ import linvit
 from linvit.heads import build
 from linvit.heads.backbone import Backbone
 from linvit.heads.detection import DetectionModel, fit
-from linvit.inference.detection import Detector
+from linvit.inference.detection import DetectionPredictor
 
 TINY = {"depths": (1, 1, 1, 1), "dims": (4, 4, 16, 32)}
 FEW = {"box_batch_size_per_image": 16, "rpn_post_nms_top_n_train": 20, "rpn_post_nms_top_n_test": 20}
@@ -89,7 +89,7 @@ def test_a_few_updates_find_a_square(name: str) -> None:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     large = image.repeat_interleave(3, 1).repeat_interleave(3, 2)
-    (found,) = Detector(model, device="cpu").search([large])
+    (found,) = DetectionPredictor(model, device="cpu").outputs([large])
     assert found["labels"][0] == 2
     assert box_iou(found["boxes"][:1], torch.tensor([[24.0, 48, 120, 144]])) > 0.7
     if name == "mask_rcnn":
@@ -187,7 +187,7 @@ def test_saved_and_loaded_it_finds_the_same(name: str, tmp_path) -> None:
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_lower_precision_finds_boxes(precision: str) -> None:
     model = detector(detector_args={"score_thresh": 0.0})
-    (found,) = Detector(model, "cpu", precision).search([torch.randint(256, (3, 64, 64), dtype=torch.uint8)])
+    (found,) = DetectionPredictor(model, "cpu", precision).outputs([torch.randint(256, (3, 64, 64), dtype=torch.uint8)])
     assert len(found["boxes"]) > 0
     assert found["boxes"].isfinite().all()
 
@@ -237,4 +237,4 @@ def test_weights_that_are_missing_or_of_another_model_are_named(tmp_path) -> Non
 
 def test_only_a_detector_detects() -> None:
     with pytest.raises(ValueError, match="needs a detector, and the model is a EfficientNet"):
-        Detector(timm.create_model("test_efficientnet"))
+        DetectionPredictor(timm.create_model("test_efficientnet"))

@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 
 from linvit.data.coco import encode_mask
 from linvit.data.detection_sets import DigitDetection
-from linvit.inference.coco import BOX_FIGURES, coco_figures, coco_results
+from linvit.inference.coco import BOX_METRICS, coco_metrics, coco_results
 
 SIDE = 300
 SIZES = (12, 40, 120)  # small, medium, large
@@ -80,8 +80,8 @@ def test_figures_equal_those_of_pycocotools(tmp_path: Path, truth_and_results: A
     ids = [image["id"] for image in truth["images"]][part]
     shown = [each for each in results if each["image_id"] in ids]
     theirs = by_pycocotools(tmp_path, truth, shown, ids, kind)
-    ours = coco_figures(truth, shown, ids, kind)
-    assert list(ours.overall) == list(BOX_FIGURES)
+    ours = coco_metrics(truth, shown, ids, kind)
+    assert list(ours.overall) == list(BOX_METRICS)
     assert list(ours.overall.values()) == pytest.approx(theirs.stats[:6].tolist(), abs=1e-12)
     assert 0.1 < ours.overall["ap"] < 0.9  # type: ignore[operator]
     precision = theirs.eval["precision"][:, :, :, 0, -1]
@@ -92,8 +92,8 @@ def test_figures_equal_those_of_pycocotools(tmp_path: Path, truth_and_results: A
 def test_finding_nothing_is_zero_and_nothing_to_find_is_no_figure(truth_and_results: Any) -> None:
     truth, results = truth_and_results
     ids = [image["id"] for image in truth["images"]]
-    assert set(coco_figures(truth, [], ids).overall.values()) == {0.0}
-    of_none = coco_figures(truth, results, ids[:1])
+    assert set(coco_metrics(truth, [], ids).overall.values()) == {0.0}
+    of_none = coco_metrics(truth, results, ids[:1])
     assert set(of_none.overall.values()) == {None}
     assert set(of_none.by_class.values()) == {None}
 
@@ -101,11 +101,11 @@ def test_finding_nothing_is_zero_and_nothing_to_find_is_no_figure(truth_and_resu
 def test_what_is_annotated_is_left_as_it_was(truth_and_results: Any) -> None:
     truth, results = truth_and_results
     before = json.dumps([truth, results])
-    expected = coco_figures(truth, results, [3, 6]).overall["ap"]
+    expected = coco_metrics(truth, results, [3, 6]).overall["ap"]
     without = [{k: v for k, v in a.items() if k != "area" and v != 0} for a in truth["annotations"]]
     null = [a | {"area": None, "iscrowd": a["iscrowd"] or None} for a in truth["annotations"]]
     for annotations in (without, null):
-        found = coco_figures(truth | {"annotations": annotations}, results, [3, 6]).overall["ap"]
+        found = coco_metrics(truth | {"annotations": annotations}, results, [3, 6]).overall["ap"]
         assert found == pytest.approx(expected)
     assert json.dumps([truth, results]) == before
 
@@ -120,4 +120,4 @@ def test_results_are_what_coco_reads(tmp_path: Path) -> None:
     for kind in ("bbox", "segm"):
         theirs = by_pycocotools(tmp_path, data.truth, results, [0, 1, 2], kind)
         assert theirs.stats[0] == pytest.approx(1)
-        assert coco_figures(data.truth, results, [0, 1, 2], kind).overall["ap"] == pytest.approx(1)  # type: ignore[arg-type]
+        assert coco_metrics(data.truth, results, [0, 1, 2], kind).overall["ap"] == pytest.approx(1)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import torch
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from linvit.data.masks import IGNORED
-from linvit.inference.iou import figures_of
+from linvit.inference.iou import segmentation_metrics
 
 
 def counted(predicted: np.ndarray, true: np.ndarray, classes: int) -> tuple[float, float, float, list[float]]:
@@ -39,7 +39,7 @@ def test_figures_equal_a_count_pixel_by_pixel(seed: int) -> None:
     metric = MulticlassConfusionMatrix(classes, ignore_index=IGNORED)
     for one, other in zip(torch.from_numpy(guess), torch.from_numpy(true), strict=True):
         metric.update(one[None], other[None])
-    found = figures_of(metric.compute())
+    found = segmentation_metrics(metric.compute())
     miou, macc, aacc, iou = counted(guess, true, classes)
     assert (found.miou, found.macc, found.aacc) == pytest.approx((miou, macc, aacc), abs=1e-12)
     assert found.iou.tolist() == pytest.approx(iou, nan_ok=True)
@@ -50,4 +50,4 @@ def test_figures_equal_a_count_pixel_by_pixel(seed: int) -> None:
 
 def test_masks_that_are_ignored_as_a_whole_are_an_error() -> None:
     with pytest.raises(ValueError, match="no pixel counts"):
-        figures_of(torch.zeros(3, 3))
+        segmentation_metrics(torch.zeros(3, 3))

@@ -9,7 +9,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from linvit.data import SegmentationData
 from linvit.data.masks import IGNORED
-from linvit.inference.iou import figures_of
+from linvit.inference.iou import segmentation_metrics
 from linvit.tasks import SegmentationTask
 
 SMALL: dict[str, Any] = {
@@ -32,7 +32,7 @@ def test_a_few_updates_learn_eight_of_the_embedded_scenes() -> None:
     confusion = MulticlassConfusionMatrix(11, ignore_index=IGNORED)
     with torch.no_grad():
         confusion.update(task.eval()(batch["image"]).argmax(1), batch["target"])
-    assert figures_of(confusion.compute()).miou > 0.6
+    assert segmentation_metrics(confusion.compute()).miou > 0.6
 
 
 def test_loss_is_the_mean_over_the_pixels_that_count() -> None:

@@ -2,12 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-
-from linvit.files import atomic_write
 
 __all__ = ["Detection", "draw_detections"]
 
@@ -27,8 +24,8 @@ class Detection:
     mask: np.ndarray | None = None
 
 
-def draw_detections(image: Image.Image, detections: Sequence[Detection], path: str | Path) -> None:
-    """Write a PNG of an image with what was found on it; the best comes on top, and its label gets the first choice."""
+def draw_detections(image: Image.Image, detections: Sequence[Detection]) -> Image.Image:
+    """Draw what was found onto an image; the best comes on top, and its label gets the first choice."""
     scale = max(1, -(-LEAST_SIDE // max(image.size)))
     picture = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
     best_last = sorted(detections, key=lambda each: each.score)
@@ -49,8 +46,7 @@ def draw_detections(image: Image.Image, detections: Sequence[Detection], path: s
         taken.append(place)
         draw.rectangle(place, fill=_colour(each))
         draw.text((place[0] + 2, place[1]), label, fill="white", font=font)
-    with atomic_write(path) as temporary:
-        picture.save(temporary, format="PNG")
+    return picture
 
 
 def _label_place(

@@ -2,21 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from linvit.files import atomic_write
+from linvit.inference.pictures.canvas import drawn
 
-__all__ = ["Prediction", "draw_prediction", "draw_predictions"]
+__all__ = ["ClassPicture", "draw_classes", "draw_grid"]
 
 
 @dataclass
-class Prediction:
+class ClassPicture:
     """An image, its most likely classes (best first) with their probabilities, and what may be shown with them."""
 
     image: Image.Image
@@ -26,17 +24,17 @@ class Prediction:
     attention: np.ndarray | None = None  # [h, w], laid over the image
 
 
-def draw_prediction(prediction: Prediction, path: str | Path) -> None:
-    """Write a PNG of one image with its classes beside it."""
+def draw_classes(prediction: ClassPicture) -> Image.Image:
+    """Draw one image with its classes beside it."""
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     picture, bars = figure.subplots(1, 2)
     _draw_image(picture, prediction)
     _draw_bars(bars, prediction)
-    _save(figure, path)
+    return drawn(figure)
 
 
-def draw_predictions(predictions: Sequence[Prediction], path: str | Path) -> None:
-    """Write a PNG of many images, two to a row, each with its attention (where known) and its classes beside it."""
+def draw_grid(predictions: Sequence[ClassPicture]) -> Image.Image:
+    """Draw many images, two to a row, each with its attention (where known) and its classes beside it."""
     with_attention = any(p.attention is not None for p in predictions)
     widths = [1, 1, 1.3] if with_attention else [1, 1.3]
     rows = -(-len(predictions) // 2)
@@ -50,16 +48,16 @@ def draw_predictions(predictions: Sequence[Prediction], path: str | Path) -> Non
         _draw_bars(cells[-1], prediction)
     for axes in grid.flat[len(predictions) * len(widths) :]:
         axes.axis("off")
-    _save(figure, path)
+    return drawn(figure)
 
 
-def _draw_image(axes: Axes, prediction: Prediction) -> None:
+def _draw_image(axes: Axes, prediction: ClassPicture) -> None:
     axes.imshow(prediction.image)
     axes.axis("off")
     axes.set_title(_shorten(prediction.title), fontsize=9)
 
 
-def _draw_attention(axes: Axes, prediction: Prediction) -> None:
+def _draw_attention(axes: Axes, prediction: ClassPicture) -> None:
     axes.axis("off")
     if prediction.attention is None:
         return
@@ -69,7 +67,7 @@ def _draw_attention(axes: Axes, prediction: Prediction) -> None:
     axes.set_title("attention", fontsize=9)
 
 
-def _draw_bars(axes: Axes, prediction: Prediction) -> None:
+def _draw_bars(axes: Axes, prediction: ClassPicture) -> None:
     names = [_shorten(name) for name in prediction.classes]
     positions = range(len(names))
     axes.barh(positions, prediction.probabilities, color=["#1d4ed8"] + ["#93b4f5"] * (len(names) - 1))
@@ -93,8 +91,3 @@ def _draw_bars(axes: Axes, prediction: Prediction) -> None:
 
 def _shorten(name: str) -> str:
     return name if len(name) <= 24 else f"{name[:23]}…"
-
-
-def _save(figure: Figure, path: str | Path) -> None:
-    with atomic_write(path) as temporary:
-        FigureCanvasAgg(figure).print_png(str(temporary))

@@ -2,44 +2,41 @@
 
 import colorsys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
-from linvit.files import atomic_write
+from linvit.inference.pictures.canvas import drawn
 
-__all__ = ["class_colors", "draw_overlay", "save_mask"]
+__all__ = ["class_colours", "draw_overlay", "mask_picture"]
 
 OPACITY = 0.6
 MOST_IN_LEGEND = 20
-UNCOLORED = "background"
+UNCOLOURED = "background"
 
 
-def class_colors(count: int) -> np.ndarray:
+def class_colours(count: int) -> np.ndarray:
     """Return ``[count, 3]`` bytes, colours in which neighbouring numbers look different."""
     golden = 0.618033988749895  # turning by this share of the circle never comes near an earlier hue
     rings = [(0.9, 0.95), (1.0, 0.5), (0.4, 1.0)]  # vivid, dark, pale: the first 20 are far apart
-    colors = [colorsys.hsv_to_rgb((i * golden) % 1, *rings[i % len(rings)]) for i in range(count)]
-    return (np.array(colors) * 255).round().astype(np.uint8)
+    colours = [colorsys.hsv_to_rgb((i * golden) % 1, *rings[i % len(rings)]) for i in range(count)]
+    return (np.array(colours) * 255).round().astype(np.uint8)
 
 
-def draw_overlay(image: Image.Image, mask: np.ndarray, classes: Sequence[str], path: str | Path) -> None:
-    """Write a PNG of an image beside the same with its classes laid over it; a class named "background" stays clear.
+def draw_overlay(image: Image.Image, mask: np.ndarray, classes: Sequence[str]) -> Image.Image:
+    """Draw an image beside the same with its classes laid over it; a class named "background" stays clear.
 
     Args:
         image: The image.
         mask: ``[H, W]`` class numbers.
         classes: Names of the classes.
-        path: The picture to write.
     """
-    colors = class_colors(len(classes))
+    colours = class_colours(len(classes))
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
-    opacity = np.array([0.0 if name == UNCOLORED else OPACITY for name in classes], dtype=np.float32)[mask][..., None]
-    tinted = (pixels * (1 - opacity) + colors[mask] * opacity).round().astype(np.uint8)
+    opacity = np.array([0.0 if name == UNCOLOURED else OPACITY for name in classes], dtype=np.float32)[mask][..., None]
+    tinted = (pixels * (1 - opacity) + colours[mask] * opacity).round().astype(np.uint8)
 
     width = 5.0
     height = float(np.clip(width * image.height / image.width, 2, 10))
@@ -51,36 +48,32 @@ def draw_overlay(image: Image.Image, mask: np.ndarray, classes: Sequence[str], p
     present = [index for index in np.argsort(-counts, kind="stable") if counts[index]][:MOST_IN_LEGEND]
     patches = [
         Patch(
-            facecolor="none" if classes[i] == UNCOLORED else tuple(colors[i] / 255),
+            facecolor="none" if classes[i] == UNCOLOURED else tuple(colours[i] / 255),
             edgecolor="#6b7280",
             label=f"{classes[i]}  {_percent(counts[i] / mask.size)}",
         )
         for i in present
     ]
     figure.legend(handles=patches, loc="outside right center", frameon=False, fontsize=9)
-    with atomic_write(path) as temporary:
-        FigureCanvasAgg(figure).print_png(str(temporary))
+    return drawn(figure)
 
 
 def _percent(share: float) -> str:
     return f"{share:.1%}" if share >= 0.0005 else "<0.1%"
 
 
-def save_mask(mask: np.ndarray, values: Sequence[int], path: str | Path) -> None:
-    """Write a mask as a PNG that holds, per pixel, the mask value of its class, and shows the classes as colours.
+def mask_picture(mask: np.ndarray, values: Sequence[int]) -> Image.Image:
+    """Return a mask as a picture that holds, per pixel, the mask value of its class, and shows classes as colours.
 
     Args:
         mask: ``[H, W]`` class numbers.
-        values: Mask value of each class; beyond 255 the PNG has 16 bits and no colours.
-        path: The file to write.
+        values: Mask value of each class; beyond 255 the picture has 16 bits and no colours.
     """
     stored = np.asarray(values)[mask]
     if max(values) > 255:
-        picture = Image.fromarray(stored.astype(np.uint16))
-    else:
-        palette = np.zeros((256, 3), dtype=np.uint8)
-        palette[list(values)] = class_colors(len(values))
-        picture = Image.fromarray(stored.astype(np.uint8), mode="P")
-        picture.putpalette(palette.tobytes())
-    with atomic_write(path) as temporary:
-        picture.save(temporary, format="PNG")
+        return Image.fromarray(stored.astype(np.uint16))
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    palette[list(values)] = class_colours(len(values))
+    picture = Image.fromarray(stored.astype(np.uint8), mode="P")
+    picture.putpalette(palette.tobytes())
+    return picture
