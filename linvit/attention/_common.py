@@ -38,6 +38,7 @@ class TokenAttention(nn.Module):
         qkv_bias: bool = True,
         proj_drop: float = 0.0,
         num_prefix_tokens: int = 0,
+        *,
         num_projections: int = 3,
         device=None,
         dtype=None,

@@ -13,9 +13,6 @@ from linvit.ops import elu_plus_one, linear_attention
 
 __all__ = ["CareTokenMixer", "DualInteraction"]
 
-# The accumulation type is decided in Python, so symbolic tracing keeps the operator as one call.
-torch.fx.wrap("linear_attention")
-
 
 def _depthwise(channels: int, kernel_size: int | tuple[int, int], device=None, dtype=None) -> nn.Conv2d:
     """Depthwise convolution that keeps height and width."""

@@ -15,15 +15,11 @@ from linvit.ops import focused_linear_attention, positions_on_grid, resize_posit
 
 __all__ = ["FocusedLinearAttention"]
 
-# Both decide in Python, by types and sizes, so symbolic tracing keeps them as one call.
-torch.fx.wrap("focused_linear_attention")
-torch.fx.wrap("positions_on_grid")
-
 
 class FocusedLinearAttention(TokenAttention):
     """Self-attention in time and memory linear in the number of tokens.
 
-    Keys get a learned positional encoding; queries and keys are sharpened (:func:`linvit.ops.focused`); linear
+    Keys get a learned positional encoding; queries and keys are sharpened (:func:`linvit.ops.focus`); linear
     attention mixes the tokens; a depthwise convolution of the values, one kernel for all heads, restores the rank
     that linear attention cannot reach. Prefix tokens have no positional encoding and stay out of the convolution.
 
@@ -32,13 +28,13 @@ class FocusedLinearAttention(TokenAttention):
         grid_size: Height and width of the native grid, for which positions are learned. Other grids work, too:
             positions are interpolated bilinearly.
         num_heads: Heads; each takes a contiguous block of channels.
+        qkv_bias: Give the input projection a bias.
+        proj_drop: Dropout rate after the output projection.
+        num_prefix_tokens: Tokens before the grid (class token, registers); they attend and are attended to.
         power: The focusing power p.
         kernel_size: Side of the depthwise convolution's kernel, odd.
         local_kernel_size: Side of a second depthwise convolution of the values, ``get_v``, with a kernel for every
             channel (CSWin's locally-enhanced positional encoding); odd, at most ``kernel_size``; None leaves it out.
-        qkv_bias: Give the input projection a bias.
-        proj_drop: Dropout rate after the output projection.
-        num_prefix_tokens: Tokens before the grid (class token, registers); they attend and are attended to.
     """
 
     def __init__(
@@ -46,12 +42,13 @@ class FocusedLinearAttention(TokenAttention):
         dim: int,
         grid_size: int | Sequence[int],
         num_heads: int = 8,
-        power: float = 3.0,
-        kernel_size: int = 5,
-        local_kernel_size: int | None = None,
         qkv_bias: bool = True,
         proj_drop: float = 0.0,
         num_prefix_tokens: int = 0,
+        *,
+        power: float = 3.0,
+        kernel_size: int = 5,
+        local_kernel_size: int | None = None,
         device=None,
         dtype=None,
     ):

@@ -18,12 +18,6 @@ __all__ = ["INTERACTIONS", "KeyOnlyAttention"]
 
 INTERACTIONS = ("modulate", "gate", "local_global")
 
-# All decide in Python, by types and sizes, so symbolic tracing keeps them as one call.
-torch.fx.wrap("global_context")
-torch.fx.wrap("key_saliency")
-torch.fx.wrap("local_context")
-torch.fx.wrap("modulate")
-
 
 class KeyOnlyAttention(TokenAttention):
     """Self-attention whose weights come from the keys alone, in time and memory linear in the number of tokens.
@@ -43,9 +37,11 @@ class KeyOnlyAttention(TokenAttention):
         dim: Channels C.
         grid_size: Height and width of the native grid. Nothing is learned per position.
         num_heads: Heads; each takes a contiguous block of channels.
+        qkv_bias: Give the input projection a bias.
+        proj_drop: Dropout rate after the output projection.
+        num_prefix_tokens: Tokens before the grid (class token, registers).
         interaction: One of :data:`INTERACTIONS`.
         kernel_size: Side of the neighbourhood of "local_global", odd.
-        **kwargs: As for :class:`linvit.attention.FocusedLinearAttention`, as far as every mechanism has them.
 
     Raises:
         ValueError: Another interaction, or an even kernel.
@@ -56,11 +52,14 @@ class KeyOnlyAttention(TokenAttention):
         dim: int,
         grid_size: int | Sequence[int],
         num_heads: int = 8,
+        qkv_bias: bool = True,
+        proj_drop: float = 0.0,
+        num_prefix_tokens: int = 0,
+        *,
         interaction: str = "local_global",
         kernel_size: int = 3,
         device=None,
         dtype=None,
-        **kwargs,
     ):
         if interaction not in INTERACTIONS:
             raise ValueError(f"interaction must be one of {', '.join(INTERACTIONS)}, got {interaction!r}")
@@ -68,7 +67,9 @@ class KeyOnlyAttention(TokenAttention):
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
         dd = {"device": device, "dtype": dtype}
         num_projections = 3 if interaction == "gate" else 2
-        super().__init__(dim, grid_size, num_heads, num_projections=num_projections, **dd, **kwargs)
+        super().__init__(
+            dim, grid_size, num_heads, qkv_bias, proj_drop, num_prefix_tokens, num_projections=num_projections, **dd
+        )
         self.interaction = interaction
         self.kernel_size = kernel_size
         self.u = nn.Parameter(torch.empty(dim, **dd))

@@ -1,5 +1,7 @@
 """Plain linear attention with the interface of the focused one, to compare with."""
 
+from collections.abc import Sequence
+
 import torch
 
 from linvit.attention._common import TokenAttention
@@ -7,22 +9,33 @@ from linvit.ops import elu_plus_one, linear_attention, relu
 
 __all__ = ["LinearAttention"]
 
-torch.fx.wrap("linear_attention")
-
 
 class LinearAttention(TokenAttention):
     """Self-attention by the inner product of ``elu(x) + 1`` (Katharopoulos et al., ICML 2020) or ``relu(x)`` features.
 
+    The first six arguments are those of :class:`linvit.attention.TokenAttention`.
+
     Args:
         feature_map: "elu" or "relu".
-        **kwargs: As for :class:`linvit.attention.FocusedLinearAttention`, as far as every mechanism has them.
 
     Raises:
         ValueError: Another feature map.
     """
 
-    def __init__(self, *args, feature_map: str = "elu", **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        dim: int,
+        grid_size: int | Sequence[int],
+        num_heads: int = 8,
+        qkv_bias: bool = True,
+        proj_drop: float = 0.0,
+        num_prefix_tokens: int = 0,
+        *,
+        feature_map: str = "elu",
+        device=None,
+        dtype=None,
+    ):
+        super().__init__(dim, grid_size, num_heads, qkv_bias, proj_drop, num_prefix_tokens, device=device, dtype=dtype)
         if feature_map not in ("elu", "relu"):
             raise ValueError(f"feature_map must be 'elu' or 'relu', got {feature_map!r}")
         self.feature_map = feature_map

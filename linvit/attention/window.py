@@ -12,16 +12,15 @@ from linvit.ops import window_attention
 
 __all__ = ["StripeAttention", "WindowAttention"]
 
-torch.fx.wrap("window_attention")
-
 
 class WindowAttention(TokenAttention):
     """Swin's attention in square windows with a relative position bias (Liu et al., ICCV 2021).
 
+    The first five arguments are those of :class:`linvit.attention.TokenAttention`; there are no prefix tokens.
+
     Args:
         window_size: Side of a window.
         shift: Shift the windows by half a window where the map is longer than one.
-        **kwargs: As for :class:`linvit.attention.FocusedLinearAttention`, without prefix tokens.
     """
 
     relative_position_index: torch.Tensor
@@ -30,14 +29,16 @@ class WindowAttention(TokenAttention):
         self,
         dim: int,
         grid_size: int | Sequence[int],
-        num_heads: int,
+        num_heads: int = 8,
+        qkv_bias: bool = True,
+        proj_drop: float = 0.0,
+        *,
         window_size: int = 7,
         shift: bool = False,
         device=None,
         dtype=None,
-        **kwargs,
     ):
-        super().__init__(dim, grid_size, num_heads, device=device, dtype=dtype, **kwargs)
+        super().__init__(dim, grid_size, num_heads, qkv_bias, proj_drop, device=device, dtype=dtype)
         self.window_size = window_size
         self.shift_size = window_size // 2 if shift else 0
         self.relative_position_bias_table = nn.Parameter(
@@ -69,22 +70,25 @@ class StripeAttention(TokenAttention):
 
     The values' depthwise 3x3 convolution inside each stripe (``get_v``) is added.
 
+    The first five arguments are those of :class:`linvit.attention.TokenAttention`; there are no prefix tokens.
+
     Args:
         stripe_width: Width of a stripe; None attends over the whole map with all heads.
-        **kwargs: As for :class:`linvit.attention.FocusedLinearAttention`, without prefix tokens.
     """
 
     def __init__(
         self,
         dim: int,
         grid_size: int | Sequence[int],
-        num_heads: int,
+        num_heads: int = 8,
+        qkv_bias: bool = True,
+        proj_drop: float = 0.0,
+        *,
         stripe_width: int | None = 7,
         device=None,
         dtype=None,
-        **kwargs,
     ):
-        super().__init__(dim, grid_size, num_heads, device=device, dtype=dtype, **kwargs)
+        super().__init__(dim, grid_size, num_heads, qkv_bias, proj_drop, device=device, dtype=dtype)
         self.windows = [[0, 0]] if stripe_width is None else [[0, stripe_width], [stripe_width, 0]]
         width = dim // len(self.windows)
         self.get_v = nn.ModuleList(

@@ -23,8 +23,6 @@ from linvit.weights import resize_tables
 
 __all__ = ["FlattenDeit", "checkpoint_filter_fn"]
 
-torch.fx.wrap("positions_on_grid")
-
 
 class FlattenDeit(VisionTransformer):
     """DeiT with focused linear attention; the mean over the patch tokens takes the class token's place.
@@ -82,7 +80,13 @@ class FlattenDeit(VisionTransformer):
         rates: list = calculate_drop_path_rates(drop_path_rate, depth)
         for i, rate in enumerate(rates):
             attn = FocusedLinearAttention(
-                embed_dim, self.grid_size, num_heads, power, kernel_size, proj_drop=proj_drop_rate, **dd
+                embed_dim,
+                self.grid_size,
+                num_heads,
+                power=power,
+                kernel_size=kernel_size,
+                proj_drop=proj_drop_rate,
+                **dd,
             )
             block = Block(attn, embed_dim, mlp_ratio, proj_drop=proj_drop_rate, drop_path=rate, **dd)
             self.blocks.append(block)

@@ -67,7 +67,9 @@ class FlattenPvt(Pyramid):
         for i, (dim, grid) in enumerate(zip(embed_dims, stage_grids(img_size), strict=True)):
             blocks = [
                 Block(
-                    FocusedLinearAttention(dim, grid, num_heads[i], power, kernel_size, proj_drop=proj_drop_rate, **dd),
+                    FocusedLinearAttention(
+                        dim, grid, num_heads[i], power=power, kernel_size=kernel_size, proj_drop=proj_drop_rate, **dd
+                    ),
                     dim,
                     mlp_ratios[i],
                     proj_drop=proj_drop_rate,

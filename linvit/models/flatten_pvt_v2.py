@@ -55,7 +55,7 @@ class FlattenPvtV2(PyramidVisionTransformerV2):
             dim = embed_dims[i]
             for block in stage.get_submodule("blocks").children():
                 block.attn = FocusedLinearAttention(
-                    dim, grid, num_heads[i], power, kernel_size, proj_drop=proj_drop_rate, **dd
+                    dim, grid, num_heads[i], power=power, kernel_size=kernel_size, proj_drop=proj_drop_rate, **dd
                 ).apply(self._init_weights)
                 block.mlp = ChannelsLastMlp(dim, int(dim * mlp_ratios[i]), drop=proj_drop_rate, **dd).apply(
                     self._init_weights

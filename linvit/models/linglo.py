@@ -159,7 +159,9 @@ class Linglo(Pyramid):
                 if not attends:
                     mixer = SeparableConv(dim, kernel_size, proj_drop_rate, **dd)
                 elif attention == "key_only":
-                    mixer = KeyOnlyAttention(dim, grid, num_heads[i], interaction, proj_drop=proj_drop_rate, **dd)
+                    mixer = KeyOnlyAttention(
+                        dim, grid, num_heads[i], interaction=interaction, proj_drop=proj_drop_rate, **dd
+                    )
                 else:
                     mixer = SoftmaxAttention(dim, grid, num_heads[i], proj_drop=proj_drop_rate, **dd)
                 blocks.append(LingloBlock(mixer, dim, mlp_ratios[i], proj_drop_rate, rate, **dd))

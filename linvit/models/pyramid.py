@@ -15,8 +15,6 @@ from linvit.ops import positions_on_grid, resize_positions
 
 __all__ = ["Pyramid", "Stage"]
 
-torch.fx.wrap("positions_on_grid")
-
 
 class Stage(nn.Module):
     """Embedding, learned positions where the family has them, and blocks: ``[B, C, H, W]`` to ``[B, C', H', W']``.

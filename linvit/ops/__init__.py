@@ -1,10 +1,12 @@
-"""The mathematics of linear-complexity attention, as functions on tensors.
+"""The mathematics of linear-complexity attention, as functions on tensors; a folder for each operator.
 
-Each operator is a reference that reads like its formula and, beside it, the fast version that models use.
+Each operator is a reference that reads like its formula and, beside it, the fast version that models use. What all of
+them need of symbolic tracing, autocast and the choice between the two is in :mod:`linvit.ops.dispatch`.
 """
 
-from linvit.ops.feature_maps import elu_plus_one, focused, focused_reference, relu
-from linvit.ops.focused_attention import focused_linear_attention, focused_linear_attention_reference
+from linvit.ops.dispatch import BACKENDS
+from linvit.ops.feature_maps import elu_plus_one, focus, focus_reference, relu
+from linvit.ops.focused import focus_folded, focused_linear_attention, focused_linear_attention_reference
 from linvit.ops.key_only import (
     global_context,
     global_context_reference,
@@ -14,16 +16,22 @@ from linvit.ops.key_only import (
     local_context_reference,
     modulate,
 )
-from linvit.ops.linear_attention import linear_attention, linear_attention_reference
+from linvit.ops.linear import attend, attend_columns, linear_attention, linear_attention_reference
 from linvit.ops.positions import positions_on_grid, resize_positions
-from linvit.ops.windows import window_attention
+from linvit.ops.precision import accumulation_dtype
+from linvit.ops.window import window_attention, window_attention_reference
 
 __all__ = [
+    "BACKENDS",
+    "accumulation_dtype",
+    "attend",
+    "attend_columns",
     "elu_plus_one",
-    "focused",
+    "focus",
+    "focus_folded",
+    "focus_reference",
     "focused_linear_attention",
     "focused_linear_attention_reference",
-    "focused_reference",
     "global_context",
     "global_context_reference",
     "key_saliency",
@@ -37,4 +45,5 @@ __all__ = [
     "relu",
     "resize_positions",
     "window_attention",
+    "window_attention_reference",
 ]

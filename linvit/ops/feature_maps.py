@@ -6,9 +6,10 @@ Each maps ``[..., C]`` to ``[..., C]``. Softmax attention is replaced by the inn
 import torch
 import torch.nn.functional as F
 
-from linvit.ops._precision import accumulation_dtype, smallest_normal
+from linvit.ops.dispatch import operator
+from linvit.ops.precision import accumulation_dtype, smallest_normal
 
-__all__ = ["elu_plus_one", "focused", "focused_reference", "relu"]
+__all__ = ["elu_plus_one", "focus", "focus_reference", "relu"]
 
 
 def elu_plus_one(x: torch.Tensor) -> torch.Tensor:
@@ -21,13 +22,14 @@ def relu(x: torch.Tensor) -> torch.Tensor:
     return F.relu(x)
 
 
-def focused_reference(x: torch.Tensor, power: float = 3.0) -> torch.Tensor:
+def focus_reference(x: torch.Tensor, power: float = 3.0) -> torch.Tensor:
     """Return ``x^p |x| / |x^p|`` as FLatten writes it (ICCV 2023, eq. 7); overflows where ``x^p`` does."""
     y = x**power
     return y * x.norm(dim=-1, keepdim=True) / y.norm(dim=-1, keepdim=True)
 
 
-def focused(x: torch.Tensor, power: float = 3.0) -> torch.Tensor:
+@operator(reference=focus_reference)
+def focus(x: torch.Tensor, power: float = 3.0, backend: str = "auto") -> torch.Tensor:
     """Sharpen the direction of each feature vector and keep its norm: ``x^p |x| / |x^p|`` (FLatten, eq. 7).
 
     The quotient does not change when ``x`` is divided by its largest entry first, so nothing overflows or vanishes
@@ -36,6 +38,7 @@ def focused(x: torch.Tensor, power: float = 3.0) -> torch.Tensor:
     Args:
         x: Non-negative features ``[..., C]``. The norms run over the last axis.
         power: The exponent p; 1 leaves ``x`` as it is, larger values approach one-hot directions.
+        backend: What computes it (:data:`linvit.ops.BACKENDS`).
 
     Returns:
         ``[..., C]`` in the type of ``x``, computed in at least float32.

@@ -3,9 +3,12 @@
 import torch
 import torch.nn.functional as F
 
+from linvit.ops.dispatch import operator
+
 __all__ = ["positions_on_grid", "resize_positions"]
 
 
+@operator(autocast=True)
 def resize_positions(table: torch.Tensor, old: list[int], new: list[int]) -> torch.Tensor:
     """Interpolate a table ``[1, h w, C]`` of the grid ``old = [h, w]`` bilinearly to the grid ``new = [H, W]``.
 
@@ -25,6 +28,7 @@ def _is_symbolic(grid: list[int]) -> bool:
     return any(isinstance(side, torch.SymInt) for side in grid)
 
 
+@operator(autocast=True)
 def positions_on_grid(
     table: torch.Tensor, native: list[int], grid: list[int], num_tokens: int, num_prefix_tokens: int = 0
 ) -> torch.Tensor:

@@ -1,10 +1,19 @@
 """FocusedLinearAttention and its siblings against plain transcriptions, in outputs and gradients."""
 
+import inspect
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from linvit.attention import FocusedLinearAttention, LinearAttention, SoftmaxAttention
+from linvit.attention import (
+    FocusedLinearAttention,
+    KeyOnlyAttention,
+    LinearAttention,
+    SoftmaxAttention,
+    StripeAttention,
+    WindowAttention,
+)
 from linvit.ops import elu_plus_one, focused_linear_attention_reference, linear_attention_reference, relu
 
 DIM, HEADS, GRID = 12, 3, (4, 5)
@@ -147,3 +156,20 @@ def test_wrong_arguments_are_named():
         FocusedLinearAttention(DIM, GRID, HEADS, kernel_size=3, local_kernel_size=5)
     with pytest.raises(ValueError, match="feature_map must be 'elu' or 'relu', got 'gelu'"):
         LinearAttention(DIM, GRID, HEADS, feature_map="gelu")
+
+
+@pytest.mark.parametrize("build", [FocusedLinearAttention, KeyOnlyAttention, LinearAttention, SoftmaxAttention])
+def test_shared_arguments_have_one_order(build):
+    """What only one mechanism has is named: nothing of another's goes into it unseen."""
+    shared = ["dim", "grid_size", "num_heads", "qkv_bias", "proj_drop", "num_prefix_tokens"]
+    parameters = inspect.signature(build).parameters.values()
+    assert [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] == shared
+    module = build(DIM, GRID, HEADS, False, 0.1, 2, dtype=torch.float64)
+    assert (module.qkv.bias, module.proj_drop.p, module.num_prefix_tokens) == (None, 0.1, 2)
+
+
+@pytest.mark.parametrize("build", [StripeAttention, WindowAttention])
+def test_windows_have_no_prefix_tokens(build):
+    assert list(inspect.signature(build).parameters)[:5] == ["dim", "grid_size", "num_heads", "qkv_bias", "proj_drop"]
+    with pytest.raises(TypeError):
+        build(DIM, GRID, HEADS, False, 0.1, 2)

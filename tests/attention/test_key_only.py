@@ -18,7 +18,7 @@ def _seed():
 
 def build(interaction: str, **kwargs) -> KeyOnlyAttention:
     """Draw every parameter anew, so that none can hide an error."""
-    module = KeyOnlyAttention(DIM, GRID, HEADS, interaction, **kwargs)
+    module = KeyOnlyAttention(DIM, GRID, HEADS, interaction=interaction, **kwargs)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return module.double()
@@ -90,7 +90,7 @@ def test_projections():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_finite(interaction, magnitude, dtype):
     """65,536 tokens in pure half precision, parameters included."""
-    module = KeyOnlyAttention(8, 256, 2, interaction).to(dtype)
+    module = KeyOnlyAttention(8, 256, 2, interaction=interaction).to(dtype)
     x = (torch.randn(1, 65536, 8) * magnitude).clamp(-6e4, 6e4).to(dtype)
     with torch.no_grad():
         assert module(x).isfinite().all()
@@ -99,7 +99,7 @@ def test_half_precision_is_finite(interaction, magnitude, dtype):
 @every_interaction
 def test_interface_of_the_siblings(interaction):
     module = KeyOnlyAttention(
-        DIM, 4, HEADS, interaction, qkv_bias=False, proj_drop=0.1, num_prefix_tokens=2, dtype=torch.float64
+        DIM, 4, HEADS, interaction=interaction, qkv_bias=False, proj_drop=0.1, num_prefix_tokens=2, dtype=torch.float64
     )
     assert module.qkv.bias is None
     x = tokens(4, 4, prefix=2)
@@ -112,7 +112,7 @@ def test_interface_of_the_siblings(interaction):
 
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="interaction must be one of modulate, gate, local_global, got 'add'"):
-        KeyOnlyAttention(DIM, GRID, HEADS, "add")
+        KeyOnlyAttention(DIM, GRID, HEADS, interaction="add")
     with pytest.raises(ValueError, match="kernel_size must be odd, got 4"):
         KeyOnlyAttention(DIM, GRID, HEADS, kernel_size=4)
     with pytest.raises(ValueError, match="dim 12 is not a multiple of num_heads 5"):

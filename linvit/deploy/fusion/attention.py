@@ -1,4 +1,4 @@
-"""Attention for inference: constants folded, and of the two orders of the products the cheaper one."""
+"""Attention for inference: constants folded into the projections around it."""
 
 from typing import Any
 
@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from linvit.attention import FocusedLinearAttention, KeyOnlyAttention, LinearAttention, WindowAttention
 from linvit.attention._common import TokenAttention
 from linvit.ops import (
+    attend,
     elu_plus_one,
-    focused,
+    focus_folded,
     global_context,
     local_context,
     modulate,
@@ -18,64 +19,14 @@ from linvit.ops import (
     relu,
     window_attention,
 )
-from linvit.ops._precision import accumulation_dtype
+from linvit.ops.precision import accumulation_dtype
 
 __all__ = [
     "FusedFocusedAttention",
     "FusedKeyOnlyAttention",
     "FusedLinearAttention",
     "FusedWindowAttention",
-    "attend",
-    "attend_columns",
 ]
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, eps: float | Tensor = 1e-6) -> Tensor:
-    """Attend as :func:`linvit.ops.linear_attention` does, by weights ``[N, N]`` where tokens are fewer than channels.
-
-    Where N is symbolic (an export for any size) the order is the linear one.
-
-    Args:
-        q: Query features ``[B, h, N, d]``, non-negative.
-        k: Key features ``[B, h, M, d]``, non-negative.
-        v: Values ``[B, h, M, e]``.
-        eps: Added to the normaliser; a number or ``[B, 1, N, 1]``.
-
-    Returns:
-        ``[B, h, N, e]`` in the type of ``v``.
-    """
-    acc = accumulation_dtype(v)
-    tokens = k.shape[2]
-    q, k = q.to(acc), k.to(acc) / tokens
-    values = v.to(acc)
-    if not isinstance(tokens, torch.SymInt) and tokens < k.shape[3]:
-        weights = q @ k.transpose(2, 3)
-        return (weights @ values / (weights.sum(dim=3, keepdim=True) + eps)).to(v.dtype)
-    normaliser = q @ k.sum(dim=2).unsqueeze(3)
-    return (q @ (k.transpose(2, 3) @ values) / (normaliser + eps)).to(v.dtype)
-
-
-def attend_columns(q: Tensor, k: Tensor, v: Tensor, eps: float = 1e-6) -> Tensor:
-    """:func:`attend` on maps, whose tokens are columns: nothing has to be transposed on the way.
-
-    Args:
-        q: Query features ``[B, h, d, N]``, non-negative.
-        k: Key features ``[B, h, d, M]``, non-negative.
-        v: Values ``[B, h, e, M]``.
-        eps: Added to the normaliser.
-
-    Returns:
-        ``[B, h, e, N]`` in the type of ``v``.
-    """
-    acc = accumulation_dtype(v)
-    tokens = k.shape[3]
-    q, k = q.to(acc), k.to(acc) / tokens
-    values = v.to(acc)
-    if not isinstance(tokens, torch.SymInt) and tokens < k.shape[2]:
-        weights = k.transpose(2, 3) @ q
-        return (values @ weights / (weights.sum(dim=2, keepdim=True) + eps)).to(v.dtype)
-    normaliser = k.sum(dim=3).unsqueeze(2) @ q
-    return (values @ k.transpose(2, 3) @ q / (normaliser + eps)).to(v.dtype)
 
 
 class _Fused(nn.Module):
@@ -120,23 +71,14 @@ class FusedFocusedAttention(_Fused):
         prefix = self.num_prefix_tokens
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         k = k + positions_on_grid(self.positions, self.grid_size, [height, width], N, prefix)
-        k, k_factor = self._focus(k)
-        q, q_factor = self._focus(q)
+        k, k_factor = focus_folded(k, self.floor, self.power)
+        q, q_factor = focus_folded(q, self.floor, self.power)
         # A factor of a query cancels in the quotient, but for epsilon.
         eps = (self.eps / self.size / q_factor).unsqueeze(1)
         mixed = attend(self._heads(q), self._heads(k * (k_factor * self.size)), self._heads(v).to(k.dtype), eps)
         mixed = mixed.transpose(1, 2).reshape(B, N, C).to(v.dtype)
         local = self.local(v[:, prefix:].reshape(B, height, width, C).permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
         return self.proj(mixed + (F.pad(local, (0, 0, prefix, 0)) if prefix else local))
-
-    def _focus(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``y ** p`` and the factor of each row that restores the norm, for ``y = relu(x) + floor``."""
-        x = x.to(self.floor.dtype).clamp(0.0, 65504.0) + self.floor
-        if self.power > 3.0:  # the power could overflow
-            return focused(x, self.power), torch.ones_like(x[..., :1])
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        x = x * x * x if self.power == 3.0 else x**self.power
-        return x, norm / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
 
 
 class FusedLinearAttention(_Fused):

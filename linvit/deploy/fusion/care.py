@@ -5,11 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linvit.attention import CareTokenMixer, DualInteraction
-from linvit.deploy.fusion.attention import attend_columns
 from linvit.deploy.fusion.folding import affine, scale_inputs, scale_outputs
 from linvit.deploy.fusion.wrapper import Wrapper
 from linvit.models.care import Care, CareBlock, CareHead, CareStage, PatchConv2d
-from linvit.ops import elu_plus_one
+from linvit.ops import attend_columns, elu_plus_one
 
 __all__ = ["FusedCare", "FusedCareStage"]
 

@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linvit.deploy.fusion.attention import attend_columns
 from linvit.deploy.fusion.care import FusedCareStage
-from linvit.ops import elu_plus_one
+from linvit.ops import attend_columns, elu_plus_one
 
 __all__ = ["separate_groups"]
 

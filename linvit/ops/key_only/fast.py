@@ -1,40 +1,16 @@
-"""Key-only attention: no query meets a key; the keys alone say how much each token counts.
-
-With a learned vector ``u`` per head, keys ``k_j`` and values ``v_j``::
-
-    s_j = u . k_j                         saliency
-    c   = sum_j softmax(s)_j v_j          the global context, one for all tokens
-    l_i = sum_j softmax(s over n(i))_j v_j  the local context, n(i) being the k x k neighbourhood of token i
-
-Linvit's reading of what Li and Liu, "Rethinking Query-Key Pairwise Interactions in Vision Transformers" (2022,
-https://arxiv.org/abs/2207.00188) states in its abstract; saliency is the key-content term of Zhu et al., "An Empirical
-Study of Spatial Attention Mechanisms in Deep Networks" (ICCV 2019). Time and memory are linear in the tokens.
-"""
+"""Key-only attention in time and memory linear in the number of tokens."""
 
 import torch
 import torch.nn.functional as F
 
-from linvit.ops._precision import accumulation_dtype
+from linvit.ops.dispatch import operator
+from linvit.ops.key_only.reference import global_context_reference, local_context_reference
+from linvit.ops.precision import accumulation_dtype
 
-__all__ = [
-    "global_context",
-    "global_context_reference",
-    "key_saliency",
-    "key_saliency_reference",
-    "local_context",
-    "local_context_reference",
-    "modulate",
-]
+__all__ = ["global_context", "key_saliency", "local_context", "modulate"]
 
 
-def key_saliency_reference(
-    x: torch.Tensor, key_weight: torch.Tensor, key_bias: torch.Tensor | None, u: torch.Tensor, num_heads: int
-) -> torch.Tensor:
-    """The formula: keys, then their product with ``u``; ``key_bias`` moves all saliencies of a head alike."""
-    k = F.linear(x, key_weight, key_bias)
-    return (k * u).reshape(x.shape[0], x.shape[1], num_heads, -1).sum(dim=-1)
-
-
+@operator()
 def key_saliency(x: torch.Tensor, key_weight: torch.Tensor, u: torch.Tensor, num_heads: int) -> torch.Tensor:
     """Return ``u . (W_k x)`` without computing a key: as ``(u W_k) x``, h numbers a token instead of C.
 
@@ -50,29 +26,13 @@ def key_saliency(x: torch.Tensor, key_weight: torch.Tensor, u: torch.Tensor, num
     Returns:
         ``[B, N, h]`` in at least float32.
     """
-    if not torch.jit.is_scripting():
-        device = x.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            with torch.autocast(device, enabled=False):  # it would take the product back to half precision
-                return _key_saliency(x, key_weight, u, num_heads)
-    return _key_saliency(x, key_weight, u, num_heads)
-
-
-def _key_saliency(x: torch.Tensor, key_weight: torch.Tensor, u: torch.Tensor, num_heads: int) -> torch.Tensor:
     acc = accumulation_dtype(x)
     weight = (u.to(acc).unsqueeze(1) * key_weight.to(acc)).reshape(num_heads, -1, x.shape[2]).sum(dim=1)
     return F.linear(x.to(acc), weight)
 
 
-def global_context_reference(saliency: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """The formula, head by head."""
-    weights = saliency.exp() / saliency.exp().sum(dim=1, keepdim=True)
-    heads = v.chunk(saliency.shape[2], dim=2)
-    contexts = [(weights[:, :, i : i + 1] * head).sum(dim=1, keepdim=True) for i, head in enumerate(heads)]
-    return torch.cat(contexts, dim=2)
-
-
-def global_context(saliency: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+@operator(reference=global_context_reference)
+def global_context(saliency: torch.Tensor, v: torch.Tensor, backend: str = "auto") -> torch.Tensor:
     """Average the values of all tokens, weighted by ``softmax(saliency)`` over the tokens.
 
     The softmax subtracts the largest saliency, and sums accumulate in at least float32: finite for every finite
@@ -81,6 +41,7 @@ def global_context(saliency: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     Args:
         saliency: ``[B, N, h]``.
         v: Values ``[B, N, C]``; each head takes a contiguous block of channels.
+        backend: What computes it (:data:`linvit.ops.BACKENDS`).
 
     Returns:
         ``[B, 1, C]`` in the type of ``v``.
@@ -97,20 +58,10 @@ def global_context(saliency: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return (weights * v.to(acc).reshape(B, N, saliency.shape[2], -1)).sum(dim=1, keepdim=True).flatten(2).to(v.dtype)
 
 
-def local_context_reference(
-    saliency: torch.Tensor, v: torch.Tensor, grid_size: list[int], kernel_size: int
+@operator(reference=local_context_reference)
+def local_context(
+    saliency: torch.Tensor, v: torch.Tensor, grid_size: list[int], kernel_size: int, backend: str = "auto"
 ) -> torch.Tensor:
-    """The formula with the ``N x N`` weights of each head written out, zero outside the neighbourhoods; quadratic."""
-    rows = torch.arange(grid_size[0]).repeat_interleave(grid_size[1])
-    cols = torch.arange(grid_size[1]).repeat(grid_size[0])
-    reach = kernel_size // 2
-    near = ((rows[:, None] - rows).abs() <= reach) & ((cols[:, None] - cols).abs() <= reach)
-    logits = saliency.transpose(1, 2).unsqueeze(2).masked_fill(~near, -torch.inf)  # [B, h, N, N]
-    heads = v.unflatten(2, (saliency.shape[2], -1)).transpose(1, 2)
-    return (logits.softmax(dim=-1) @ heads).transpose(1, 2).flatten(2)
-
-
-def local_context(saliency: torch.Tensor, v: torch.Tensor, grid_size: list[int], kernel_size: int) -> torch.Tensor:
     """Average the values in the neighbourhood of each token, weighted by the softmax of the saliencies in it.
 
     Computed in at least float32, under autocast too. Finite and accurate for every finite input: each neighbourhood
@@ -121,6 +72,7 @@ def local_context(saliency: torch.Tensor, v: torch.Tensor, grid_size: list[int],
         v: Values ``[B, H W, C]``; each head takes a contiguous block of channels.
         grid_size: H and W.
         kernel_size: Side of the neighbourhood, odd. At the border it is cut off.
+        backend: What computes it (:data:`linvit.ops.BACKENDS`).
 
     Returns:
         ``[B, H W, C]`` in the type of ``v``.
@@ -164,6 +116,7 @@ def _unite(top: torch.Tensor, mass: torch.Tensor, dim: int, kernel_size: int) ->
     return united, total
 
 
+@operator()
 def modulate(v: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
     """Return ``v * context``, broadcast, in the type of ``v``; float16 saturates at its largest number, 65,504."""
     product = v.to(accumulation_dtype(v)) * context

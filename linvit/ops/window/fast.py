@@ -1,16 +1,15 @@
-"""Softmax attention inside windows of a map of any size.
-
-Windows keep their size: the map is padded to whole windows and the padding masked, so that it changes nothing.
-Sources: Swin Transformer (Liu et al., ICCV 2021, section 3.2) for shifted square windows with a relative position
-bias, CSWin Transformer (Dong et al., CVPR 2022, section 3) for stripes with locally-enhanced positional encoding.
-"""
+"""Softmax attention in windows through PyTorch's fused kernel."""
 
 import torch
 import torch.nn.functional as F
 
+from linvit.ops.dispatch import operator
+from linvit.ops.window.reference import window_attention_reference
+
 __all__ = ["window_attention"]
 
 
+@operator(reference=window_attention_reference, autocast=True)
 def window_attention(
     qkv: torch.Tensor,
     num_heads: int,
@@ -19,6 +18,7 @@ def window_attention(
     bias: torch.Tensor | None = None,
     local_weight: torch.Tensor | None = None,
     local_bias: torch.Tensor | None = None,
+    backend: str = "auto",
 ) -> torch.Tensor:
     """Attend inside windows, shifted along every side that is longer than the window.
 
@@ -30,6 +30,7 @@ def window_attention(
         bias: Added to the logits, ``[h, n, n]`` for the n tokens of a window.
         local_weight: Kernel ``[C, 1, 3, 3]`` of a depthwise convolution of v inside the window, which is added.
         local_bias: ``[C]``.
+        backend: What computes it (:data:`linvit.ops.BACKENDS`).
 
     Returns:
         ``[B, H, W, C]``.

@@ -2,6 +2,8 @@
 
 import torch
 
+__all__ = ["accumulation_dtype", "smallest_normal"]
+
 
 def accumulation_dtype(x: torch.Tensor) -> torch.dtype:
     """Return float32 for half-precision ``x`` and the type of ``x`` otherwise (float64 stays float64)."""

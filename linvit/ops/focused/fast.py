@@ -1,45 +1,18 @@
-"""Focused linear attention: linear attention over sharpened features, for all heads at once.
-
-Source: Han et al., "FLatten Transformer: Vision Transformer using Focused Linear Attention" (ICCV 2023,
-https://arxiv.org/abs/2308.00442), section 4, with the learned scale and the epsilons of the published code.
-"""
+"""Focused linear attention in time and memory linear in the number of tokens."""
 
 import torch
 import torch.nn.functional as F
 
-from linvit.ops._precision import accumulation_dtype
-from linvit.ops.feature_maps import focused, focused_reference
-from linvit.ops.linear_attention import linear_attention_reference
+from linvit.ops.dispatch import operator
+from linvit.ops.feature_maps import focus
+from linvit.ops.focused.reference import focused_linear_attention_reference
+from linvit.ops.heads import merge_heads, split_heads
+from linvit.ops.precision import accumulation_dtype
 
-__all__ = ["focused_linear_attention", "focused_linear_attention_reference"]
-
-
-def _split_heads(x: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """``[B, N, C]`` to ``[B, h, N, C / h]``: contiguous blocks of channels."""
-    return x.reshape(x.shape[0], x.shape[1], num_heads, -1).transpose(1, 2)
+__all__ = ["focused_linear_attention"]
 
 
-def _merge_heads(x: torch.Tensor) -> torch.Tensor:
-    return x.transpose(1, 2).flatten(2)
-
-
-def focused_linear_attention_reference(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    scale: torch.Tensor,
-    num_heads: int,
-    power: float = 3.0,
-    eps: float = 1e-6,
-) -> torch.Tensor:
-    """The formula, step by step, with ``N x M`` weights; quadratic, for tests and for reading."""
-    q = (F.relu(q) + eps) / F.softplus(scale)
-    k = (F.relu(k) + eps) / F.softplus(scale)
-    q, k = focused_reference(q, power), focused_reference(k, power)
-    q, k, v = _split_heads(q, num_heads), _split_heads(k, num_heads), _split_heads(v, num_heads)
-    return _merge_heads(linear_attention_reference(q, k, v, eps))
-
-
+@operator(reference=focused_linear_attention_reference)
 def focused_linear_attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -48,6 +21,7 @@ def focused_linear_attention(
     num_heads: int,
     power: float = 3.0,
     eps: float = 1e-6,
+    backend: str = "auto",
 ) -> torch.Tensor:
     """Attend in linear time with features ``focus((relu(x) + 1e-6) / softplus(scale))``, norms over all heads.
 
@@ -62,21 +36,11 @@ def focused_linear_attention(
         num_heads: Heads; each takes a contiguous block of ``C / num_heads`` channels.
         power: The focusing power p.
         eps: Added to the features and to the normaliser.
+        backend: What computes it (:data:`linvit.ops.BACKENDS`).
 
     Returns:
         ``[B, N, C]`` in the type of ``v``.
     """
-    if not torch.jit.is_scripting():
-        device = v.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            with torch.autocast(device, enabled=False):  # it would take the products back to half precision
-                return _focused_linear_attention(q, k, v, scale, num_heads, power, eps)
-    return _focused_linear_attention(q, k, v, scale, num_heads, power, eps)
-
-
-def _focused_linear_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: torch.Tensor, num_heads: int, power: float, eps: float
-) -> torch.Tensor:
     acc = accumulation_dtype(v)
     gain = 1 / F.softplus(scale.to(acc))
     # Focus is homogeneous: only the ratios of the gains enter the power, their size waits in a factor of each row.
@@ -110,8 +74,8 @@ def _summarise(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ``sum_j k_j v_j^T [B, h, d, d]`` and ``sum_j k_j [B, h, d, 1]`` of the focused keys times ``weight``."""
     k, factor = _focus(k.to(gain.dtype), gain, power, eps)
-    k = _split_heads(k * (factor * weight), num_heads)
-    return k.transpose(-2, -1) @ _split_heads(v.to(gain.dtype), num_heads), k.sum(dim=-2).unsqueeze(-1)
+    k = split_heads(k * (factor * weight), num_heads)
+    return k.transpose(-2, -1) @ split_heads(v.to(gain.dtype), num_heads), k.sum(dim=-2).unsqueeze(-1)
 
 
 def _look_up(
@@ -126,16 +90,16 @@ def _look_up(
     """Return what the focused queries read from the keys' summary."""
     # A factor of a query cancels in the quotient, but for epsilon: dividing that one saves a pass over the queries.
     q, factor = _focus(q.to(gain.dtype), gain, power, eps)
-    q = _split_heads(q, context.shape[1])
+    q = split_heads(q, context.shape[1])
     normaliser = q @ k_mean + (eps / (factor * size)).unsqueeze(1)
     # A product with the reciprocal has a shorter backward pass than a quotient.
-    return _merge_heads(q @ context * normaliser.reciprocal())
+    return merge_heads(q @ context * normaliser.reciprocal())
 
 
 def _focus(x: torch.Tensor, gain: torch.Tensor, power: float, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ``y ** p`` and the factor of each row that restores the norm, for ``y = (relu(x) + eps) * gain``."""
     if power > 3.0:  # the power could overflow
-        x = focused(_features(x, gain, eps), power)
+        x = focus(_features(x, gain, eps), power)
         return x, torch.ones_like(x[..., :1])
     if not torch.jit.is_scripting():  # noqa: SIM102 -- TorchScript skips the block for this test alone
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # compilers fuse autograd's passes themselves

@@ -1,27 +1,18 @@
-"""Linear attention: softmax's ``N x M`` weights replaced by an inner product of features, so cost grows with N.
-
-With non-negative features ``q_i``, ``k_j`` and values ``v_j`` over M keys::
-
-    out_i = q_i (sum_j k_j v_j^T / M) / (q_i . mean_j k_j + eps)
-
-Source: Katharopoulos et al., "Transformers are RNNs" (ICML 2020), eq. 5, with the scaling by 1/M and the epsilon that
-CARE (CVPR 2025) and FLatten (ICCV 2023) publish.
-"""
+"""Linear attention in time and memory linear in the number of tokens."""
 
 import torch
 
-from linvit.ops._precision import accumulation_dtype
+from linvit.ops.dispatch import operator
+from linvit.ops.linear.reference import linear_attention_reference
+from linvit.ops.precision import accumulation_dtype
 
-__all__ = ["linear_attention", "linear_attention_reference"]
-
-
-def linear_attention_reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
-    """The formula with its ``N x M`` weights written out; quadratic, for tests and for reading."""
-    weights = q @ k.transpose(-2, -1) / k.shape[-2]  # [B, h, N, M]
-    return weights @ v / (weights.sum(dim=-1, keepdim=True) + eps)
+__all__ = ["linear_attention"]
 
 
-def linear_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
+@operator(reference=linear_attention_reference)
+def linear_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float = 1e-6, backend: str = "auto"
+) -> torch.Tensor:
     """Attend in time and memory linear in the number of tokens.
 
     Sums over tokens reach 1e5 and would overflow float16: whatever the input type, and under autocast too, they
@@ -33,6 +24,7 @@ def linear_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: flo
         k: Key features ``[B, h, M, d]``, non-negative.
         v: Values ``[B, h, M, e]``.
         eps: Added to the normaliser ``q_i . mean_j k_j``.
+        backend: What computes it (:data:`linvit.ops.BACKENDS`).
 
     Returns:
         ``[B, h, N, e]`` in the type of ``v``.
@@ -42,14 +34,6 @@ def linear_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: flo
     """
     if not torch.jit.is_scripting():
         _check_shapes(q, k, v)
-        device = v.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            with torch.autocast(device, enabled=False):  # it would take the products back to half precision
-                return _linear_attention(q, k, v, eps)
-    return _linear_attention(q, k, v, eps)
-
-
-def _linear_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float) -> torch.Tensor:
     acc = accumulation_dtype(v)
     q = q.to(acc)
     k = k.to(acc) / k.shape[-2]
