@@ -26,7 +26,7 @@ from linvit.attention import (
     TokenAttention,
     WindowAttention,
 )
-from linvit.ops import elu_plus_one, focused, key_saliency, positions_on_grid, relu
+from linvit.ops import elu_plus_one, focus, key_saliency, positions_on_grid, relu
 
 __all__ = ["check_image", "has_attention", "visit_layers"]
 
@@ -137,7 +137,7 @@ def _focused(module: FocusedLinearAttention, host: _Host, x: Tensor, grid_size: 
     q, k, v = _qkv(module, x)
     k = k + _up(positions_on_grid(module.positional_encoding, module.grid_size, list(grid), x.shape[1], prefix)[0])
     scale = F.softplus(_up(module.scale[0]))
-    q, k = (_heads(focused((relu(t) + FOCUSED_EPS) / scale, module.power), module.num_heads) for t in (q, k))
+    q, k = (_heads(focus((relu(t) + FOCUSED_EPS) / scale, module.power), module.num_heads) for t in (q, k))
     assert module.dwc.bias is not None
     kernel = _up(module.dwc.weight.squeeze(1)).repeat(module.num_heads, 1, 1)
     bias = _up(module.dwc.bias).repeat(module.num_heads)
