@@ -10,7 +10,7 @@ from pathlib import Path
 from linvit.data.coco import CocoFile, read_coco
 from linvit.data.image_files import ANNOTATION_FOLDERS, data_root
 from linvit.data.layouts import Found, Layout, find_layout, part_to_evaluate, parts_to_train
-from linvit.data.parts import ALL, held_out, normalised, part_named, some, subfolders
+from linvit.data.parts import ALL, below, held_out, normalised, part_named, some, subfolders
 from linvit.data.voc import find_voc, read_voc
 from linvit.data.yolo import find_yolo, read_yolo
 
@@ -126,8 +126,10 @@ def boxes_to_train(
         name, other = parts_to_train(found)
         learn = found[name]
         hold = hold or (found[other] if other else None)
-    file = learn(_below(root, train[1]))
-    return _split(file, share) if hold is None else (file, hold(_below(root, val[1])))
+    file, *others = (
+        read(below(root, images) if images else None) for read, (_, images) in ((learn, train), (hold, val)) if read
+    )
+    return (file, others[0]) if others else _split(file, share)
 
 
 def boxes_to_evaluate(root: str | Path, split: str | None = None, share: float = 0.2) -> CocoFile:
@@ -153,22 +155,11 @@ def _split(file: CocoFile, share: float) -> tuple[CocoFile, CocoFile]:
     return file.subset(not one for one in chosen), file.subset(chosen)
 
 
-def _below(root: Path, path: str | None) -> Path | None:
-    """Return a folder that a setting names, from the data's root on or from here."""
-    if path is None:
-        return None
-    places = [root / path, Path(path)]
-    found = next((place for place in places if place.exists()), None)
-    if found is None:
-        raise FileNotFoundError(f"there is no {places[0]}" + (f" and no {path}" if places[0] != places[1] else ""))
-    return found
-
-
 def _given(root: Path, annotations: str | None) -> BoxReader | None:
     """Return what reads a file in COCO's format, or a folder of VOC's or YOLO's files."""
-    path = _below(root, annotations)
-    if path is None:
+    if annotations is None:
         return None
+    path = below(root, annotations)
     if path.is_file():
         return partial(read_coco, path)
     endings = {each.suffix.lower() for each in path.iterdir()}

@@ -1,14 +1,14 @@
 """Boxes of a whole data set in a few arrays, which loading processes share where they would copy a million objects."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from linvit.data.coco import CocoFile, Record
 
-__all__ = ["BoxTable"]
+__all__ = ["BoxTable", "Packed"]
 
 LEAST_SIDE = 1.0
 """A box whose part inside the image is less than this many pixels wide or high teaches nothing."""
@@ -45,7 +45,7 @@ class BoxTable:
         self._labels = np.array([labels[kept[place]["category_id"]] for place in order], dtype=np.int64)
         self._ends = np.cumsum(np.bincount(owners[order], minlength=len(images)))
         self._ids = np.array([kept[place]["id"] for place in order], dtype=np.int64)
-        self._shapes = _Packed(kept[place] for place in order) if masks else None
+        self._shapes = Packed(kept[place] for place in order) if masks else None
 
     def count(self, place: int) -> int:
         """Return how many boxes an image has."""
@@ -67,10 +67,10 @@ class BoxTable:
         return slice(int(self._ends[place - 1]) if place else 0, int(self._ends[place]))
 
 
-class _Packed:
+class Packed:
     """Segmentations as JSON, one after the other in one array."""
 
-    def __init__(self, annotations: Iterator[Record]) -> None:
+    def __init__(self, annotations: Iterable[Record]) -> None:
         texts = [json.dumps(each.get("segmentation")).encode() for each in annotations]
         self._ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
         self._bytes = np.frombuffer(b"".join(texts), dtype=np.uint8)

@@ -1,7 +1,6 @@
 """Data sets of images with masks, and how they make batches."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
@@ -12,11 +11,13 @@ from torch.utils.data import Dataset
 
 from linvit.data import digit_scenes
 from linvit.data.digit_scenes import DigitScenes
+from linvit.data.drawn_masks import DrawnMasks
 from linvit.data.images import load_image_of, read_or_next
 from linvit.data.joint import JointTransform
-from linvit.data.masks import SPLITS, MaskCode, find_pairs, has_split, load_mask
+from linvit.data.mask_layouts import MaskPart, masks_to_evaluate
+from linvit.data.masks import MaskCode
 
-__all__ = ["DigitMasks", "MaskFolder", "MaskSample", "collate_masks", "eval_masks", "part_of"]
+__all__ = ["DigitMasks", "MaskFolder", "MaskSample", "collate_masks", "eval_masks"]
 
 
 class MaskSample(TypedDict):
@@ -42,7 +43,7 @@ class MaskFolder(Dataset[MaskSample]):
     stands in for it (training), or the sample has no image (evaluation).
 
     Args:
-        pairs: Paths of images and masks.
+        files: The images and their masks.
         code: What the values of the masks mean.
         transform: Turns an image and its targets into what a sample holds.
         strict: Raise on an unreadable file.
@@ -51,20 +52,21 @@ class MaskFolder(Dataset[MaskSample]):
 
     def __init__(
         self,
-        pairs: Sequence[tuple[str, str]],
+        files: MaskPart,
         code: MaskCode,
         transform: JointTransform,
         strict: bool = False,
         replace_unreadable: bool = False,
     ) -> None:
-        self.pairs = pairs
+        self.files = files
+        self.part = files.part
         self.code = code
         self.transform = transform
         self.strict = strict
         self.replace_unreadable = replace_unreadable
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.files.images)
 
     def __getitem__(self, index: int) -> MaskSample:
         found, unreadable = read_or_next(self._read, index, len(self), self.strict, self.replace_unreadable)
@@ -74,15 +76,15 @@ class MaskFolder(Dataset[MaskSample]):
         return MaskSample(image=image, target=target, unreadable=unreadable)
 
     def _read(self, index: int) -> tuple[Image.Image, np.ndarray]:
-        path, mask_path = self.pairs[index]
-        mask = load_mask(mask_path)
-        height, width = mask.shape
+        path, masks = self.files.images[index], self.files.masks
+        mask = masks.load(index)
+        height, width = mask.shape[:2]
         image = load_image_of(path, (width, height))
         if image.size != (width, height):
             raise ValueError(
-                f"mask {mask_path} has {width}x{height} pixels, its image {path} {image.width}x{image.height}"
+                f"mask {masks.name(index)} has {width}x{height} pixels, its image {path} {image.width}x{image.height}"
             )
-        return image, self.code.encode(mask, mask_path)
+        return image, self.code.encode(mask, masks.name(index))
 
 
 class DigitMasks(Dataset[MaskSample]):
@@ -95,6 +97,7 @@ class DigitMasks(Dataset[MaskSample]):
 
     def __init__(self, train: bool, transform: JointTransform) -> None:
         self.scenes = DigitScenes(train)
+        self.part = "train" if train else "val"
         self.transform = transform
 
     def __len__(self) -> int:
@@ -107,35 +110,37 @@ class DigitMasks(Dataset[MaskSample]):
 
 
 def eval_masks(
-    data: str, split: str, classes: Sequence[str], code: MaskCode, transform: JointTransform, strict: bool = False
+    data: str,
+    split: str | None,
+    classes: Sequence[str],
+    code: MaskCode,
+    transform: JointTransform,
+    strict: bool = False,
 ) -> MaskFolder | DigitMasks:
     """Open the data set that an evaluation names.
 
     Args:
-        data: "digit-scenes" for the 200 embedded held-out scenes, or a folder (see
-            :func:`linvit.data.masks.find_pairs`).
-        split: The part of the folder: "train", "val" or "test"; "all" where it has no parts.
+        data: "digit-scenes" for the 200 embedded held-out scenes, or a folder in one of the layouts of
+            :data:`linvit.data.mask_layouts.LAYOUTS`.
+        split: The part of the folder: train, val, test or all; None for the held-out part, or all where there are no
+            parts.
         classes: The model's class names.
         code: What the values of the masks mean.
         transform: Turns an image and its targets into what a sample holds.
         strict: Raise on an unreadable file instead of leaving it out.
 
     Raises:
-        OSError: The folder is missing or a file, or an image has no mask.
+        OSError: The folder or the part is missing, or an image has no mask.
         ValueError: The data has other classes than the model.
     """
     if data != digit_scenes.NAME:
-        return MaskFolder(find_pairs(Path(data), split), code, transform, strict)
+        files = masks_to_evaluate(data, split)
+        if isinstance(files.masks, DrawnMasks):
+            files.masks.call(classes, code.values)
+        return MaskFolder(files, code, transform, strict)
     if list(classes) != digit_scenes.SEMANTIC_CLASSES:
         raise ValueError(f"{data} has the classes background and the ten digits, but the model's are {list(classes)}")
     return DigitMasks(train=False, transform=transform)
-
-
-def part_of(data: str, split: str | None) -> str:
-    """Return which part of a data set to evaluate on: "val" if none is named, "all" of a folder without parts."""
-    split = split or "val"
-    without = has_split(data, "all") and not any(has_split(data, part) for part in SPLITS)
-    return "all" if split == "val" and without else split
 
 
 def collate_masks(samples: list[MaskSample]) -> MaskBatch:

@@ -1,86 +1,66 @@
-"""Masks of semantic segmentation: where they lie beside the images, how they are read, and what their values mean."""
+"""Masks of semantic segmentation: how they are read, and what their values and colours mean."""
 
 import os
-import warnings
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from linvit.checks import require
-from linvit.data.images import UnreadableImage, images_below, why_unreadable
+from linvit.data.images import UnreadableImage, why_unreadable
+from linvit.data.parts import some
 
-__all__ = ["IGNORED", "SPLITS", "MaskCode", "class_list", "find_pairs", "has_split", "load_mask"]
+__all__ = ["IGNORED", "MaskCode", "MaskFiles", "load_mask"]
 
 IGNORED = 255
 """Target of the pixels that count for nothing; classes are below it."""
 
-SPLITS = {"train": ("training", "train"), "val": ("validation", "val"), "test": ("test", "testing")}
-"""Names of the folders of each part of a data set."""
-
-MASK_FOLDERS = ("annotations", "masks", "labels")
-"""Names of the folder that holds the masks, beside ``images``."""
-
-CLASS_FILES = ("classes.txt", "objectInfo150.txt")
-"""Files in a data set's folder that name its classes; the second is ADE20K's, a table with the names at its end."""
-
 _VALUES = 1 << 16
 
 
-def find_pairs(root: str | os.PathLike[str], split: str) -> list[tuple[str, str]]:
-    """Find the images of a part of a data set, and the mask of each.
-
-    ``root`` holds ``images/PART`` and ``masks/PART``, or ``PART/images`` and ``PART/masks`` (``annotations`` and
-    ``labels`` are masks, too), to any depth. A mask has its image's name but for the ending. Masks without an image
-    are left out with a warning.
+class MaskFiles:
+    """Masks as image files.
 
     Args:
-        root: The folder of the data set.
-        split: "train", "val" or "test"; "all" for a ``root`` that holds ``images`` and ``masks`` without parts.
-
-    Returns:
-        Paths of images and masks, sorted.
-
-    Raises:
-        FileNotFoundError: ``root`` is missing or has no such folders, or an image has no mask.
-        NotADirectoryError: ``root`` is a file.
-        ValueError: There is no image, or two files have one name but for the ending.
+        paths: Their paths.
     """
-    require(split in (*SPLITS, "all"), "split", split, f"one of {', '.join(SPLITS)}")
-    images, masks = _folders(Path(root), split)
-    mask_of, image_of = _by_name(masks), _by_name(images)
-    if not image_of:
-        raise ValueError(f"{images} holds no image")
-    lonely = [path for key, path in image_of.items() if key not in mask_of]
-    if lonely:
-        raise FileNotFoundError(f"{len(lonely)} of {len(image_of)} images have no mask in {masks}: {_some(lonely)}")
-    unused = [path for key, path in mask_of.items() if key not in image_of]
-    if unused:
-        warnings.warn(f"{len(unused)} masks have no image in {images}: {_some(unused)}", stacklevel=2)
-    return [(path, mask_of[key]) for key, path in image_of.items()]
 
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.paths = paths
 
-def has_split(root: str | os.PathLike[str], split: str) -> bool:
-    """Say whether a data set has a part."""
-    return any(images.is_dir() and masks.is_dir() for images, masks in _candidates(Path(root), split))
+    def subset(self, places: Sequence[int]) -> "MaskFiles":
+        """Return some of them."""
+        return MaskFiles([self.paths[place] for place in places])
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        """Return what messages call a mask."""
+        return self.paths[index]
+
+    def load(self, index: int) -> np.ndarray:
+        """Read a mask; see :func:`load_mask`."""
+        return load_mask(self.paths[index])
 
 
 def load_mask(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read the values of a mask as they are stored: gray values, or the colour numbers of a palette.
+    """Read the values of a mask as they are stored: gray values, the numbers of a palette, or colours.
 
     Args:
-        path: An image file with one channel, or with several equal ones.
+        path: An image file.
 
     Returns:
-        ``[H, W]`` integers.
+        ``[H, W]`` integers; of a picture whose channels differ, ``[H, W, 3]``, its colours. Of a JPEG, whose values are
+        blurred, the gray values.
 
     Raises:
         UnreadableImage: The file is missing, a folder, empty, truncated or no image.
-        ValueError: It is a colour picture.
+        ValueError: Its values are no whole numbers.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path) as file:
+            image: Image.Image = file.convert("L") if file.format == "JPEG" else file
             values = np.asarray(image)
             bands = image.getbands()
     except Exception as error:  # On damaged files Pillow's decoders raise almost anything.
@@ -88,12 +68,21 @@ def load_mask(path: str | os.PathLike[str]) -> np.ndarray:
         raise UnreadableImage(f"cannot read mask {path}: {why_unreadable(error, empty)}", path) from error
     if values.ndim == 3:
         colors = values[..., : len([band for band in bands if band != "A"])]
-        values = colors[..., 0]
-        if (colors != values[..., None]).any():
-            raise ValueError(f"mask {path} is a colour picture; a mask has one channel, with a class number per pixel")
+        values = colors[..., 0] if (colors == colors[..., :1]).all() else colors
+        if values.ndim == 3 and bands[:3] != ("R", "G", "B"):
+            raise ValueError(f"mask {path} is a picture of {'/'.join(bands)}; a mask has one channel, or R/G/B")
     if values.dtype.kind == "f":
         raise ValueError(f"mask {path} holds floating-point values; a mask holds whole numbers")
     return values.astype(np.int64)
+
+
+def is_jpeg(path: str | os.PathLike[str]) -> bool:
+    """Say whether a file is a JPEG, whatever its name."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(3) == b"\xff\xd8\xff"
+    except OSError:
+        return False
 
 
 class MaskCode:
@@ -104,6 +93,8 @@ class MaskCode:
         values: Value of each class, in order; None for 0, 1, 2, ...
         ignore: Values that count for nothing; those that are in ``values`` are classes all the same.
         reduce_zero_label: 0 counts for nothing and the classes start at 1, as in ADE20K.
+        colors: Colour of each class, red, green and blue, in masks that are coloured pictures.
+        void: Colours that count for nothing.
 
     Raises:
         ValueError: The settings contradict each other, or there are too many classes.
@@ -115,6 +106,8 @@ class MaskCode:
         values: Sequence[int] | None = None,
         ignore: Iterable[int] = (IGNORED,),
         reduce_zero_label: bool = False,
+        colors: Sequence[Sequence[int]] | None = None,
+        void: Sequence[Sequence[int]] = (),
     ) -> None:
         if values is not None and reduce_zero_label:
             raise ValueError("reduce_zero_label is another way to say values: give one of them")
@@ -134,13 +127,41 @@ class MaskCode:
         self._table = np.full(_VALUES, -1, dtype=np.int16)
         self._table[self.ignore] = IGNORED
         self._table[self.values] = np.arange(num_classes)
+        self.colors = None if colors is None else [list(color) for color in colors]
+        self.void = [list(color) for color in void]
+        if self.colors is not None:
+            if len(self.colors) != num_classes:
+                raise ValueError(f"colors must name one for each of {num_classes} classes, not {len(self.colors)}")
+            known = _packed(np.array(self.colors + self.void))
+            order = np.argsort(known)
+            self._colors, self._targets = known[order], np.r_[:num_classes, [IGNORED] * len(self.void)][order]
+
+    def config(self) -> dict[str, Any]:
+        """Return what a saved model must know to make the same code."""
+        colored = {} if self.colors is None else {"colors": self.colors, "void": self.void}
+        return {"values": self.values, "ignore": self.ignore} | colored
+
+    @classmethod
+    def saved(cls, num_classes: int, config: dict[str, Any]) -> "MaskCode":
+        """Return the code that a saved model knows; other entries of ``config`` are passed over."""
+        names = ("values", "ignore", "colors", "void")
+        return cls(num_classes, **{name: config[name] for name in names if name in config})
 
     def encode(self, mask: np.ndarray, path: str) -> np.ndarray:
-        """Map a mask to its targets ``[H, W]``, bytes.
+        """Map a mask to its targets ``[H, W]``, bytes; of a JPEG of two classes, values from 128 on are the second.
 
         Raises:
-            ValueError: It has a value that is no class and not ignored; the message names the file and the values.
+            ValueError: It has a value or a colour that is no class and not ignored; the message names the file and
+                what was found.
         """
+        if mask.ndim == 3:
+            return self._encode_colors(mask, path)
+        if is_jpeg(path):
+            if len(self.values) == 2:
+                return (mask >= 128).astype(np.uint8)
+            raise ValueError(
+                f"mask {path} is a JPEG, whose values are blurred: save masks of {len(self.values)} classes as PNG"
+            )
         targets = self._table[np.clip(mask, 0, _VALUES - 1)]
         wrong = (targets < 0) | (mask < 0) | (mask >= _VALUES)
         if wrong.any():
@@ -151,72 +172,31 @@ class MaskCode:
             )
         return targets.astype(np.uint8)
 
-
-def class_list(root: Path, given: Sequence[str] | int | None) -> list[str]:
-    """Return the names of the classes: as given, numbers where only their count is given, or those of a file in root.
-
-    Raises:
-        FileNotFoundError: Nothing is given, and the folder names none.
-    """
-    if isinstance(given, int):
-        return [str(number) for number in range(given)]
-    if given is not None:
-        return list(given)
-    for name in CLASS_FILES:
-        if (root / name).is_file():
-            lines = [line for line in (root / name).read_text(encoding="utf-8").splitlines() if line.strip()]
-            if lines and "\t" in lines[0]:  # a table with a heading; of several words for a class the first will do
-                lines = [line.split("\t")[-1].split(",")[0] for line in lines[1:]]
-            return [line.strip() for line in lines]
-    raise FileNotFoundError(
-        f"{root} has no {CLASS_FILES[0]} (a class name per line), and classes is not set: give names or their number"
-    )
+    def _encode_colors(self, mask: np.ndarray, path: str) -> np.ndarray:
+        if self.colors is None:
+            raise ValueError(
+                f"mask {path} is a colour picture: name the colours by --data.palette FILE (lines of name,r,g,b), or "
+                "put class_dict.csv or label_colors.txt into the data's folder"
+            )
+        found = _packed(mask)
+        places = np.searchsorted(self._colors, found).clip(max=len(self._colors) - 1)
+        wrong = self._colors[places] != found
+        if wrong.any():
+            colors = some(map(str, np.unique(mask[wrong], axis=0)[:3].tolist()))
+            raise ValueError(
+                f"mask {path} has the colours {colors}, which are none of the palette's {len(self._colors)}, such as "
+                f"{self.colors[0]}"
+            )
+        return self._targets[places].astype(np.uint8)
 
 
-def _folders(root: Path, split: str) -> tuple[Path, Path]:
-    if not root.exists():
-        raise FileNotFoundError(f"data folder {root} does not exist")
-    if not root.is_dir():
-        raise NotADirectoryError(f"{root} is a file, not a data folder")
-    for images, masks in _candidates(root, split):
-        if images.is_dir() and masks.is_dir():
-            return images, masks
-    part = "" if split == "all" else f"/{SPLITS[split][0]}"
-    has = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
-    raise FileNotFoundError(
-        f"{root} lacks images{part} with {f'{part}, '.join(MASK_FOLDERS[:2])}{part} or {MASK_FOLDERS[2]}{part}; "
-        f"its folders: {_some(has) or 'none'}"
-    )
-
-
-def _candidates(root: Path, split: str) -> list[tuple[Path, Path]]:
-    if split == "all":
-        return [(root / "images", root / masks) for masks in MASK_FOLDERS]
-    orders = [
-        pair
-        for part in SPLITS[split]
-        for masks in MASK_FOLDERS
-        for pair in ((("images", part), (masks, part)), ((part, "images"), (part, masks)))
-    ]
-    return [(root.joinpath(*images), root.joinpath(*masks)) for images, masks in orders]
-
-
-def _by_name(folder: Path) -> dict[str, str]:
-    """Map the names in a folder, without their endings, to the paths."""
-    found: dict[str, str] = {}
-    for path in images_below(folder):
-        other = found.setdefault(os.path.splitext(os.path.relpath(path, folder))[0], path)
-        if other != path:
-            raise ValueError(f"{other} and {path} have the same name but for the ending: which goes with which is open")
-    return found
-
-
-def _some(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+def _packed(colors: np.ndarray) -> np.ndarray:
+    """Make one number of red, green and blue."""
+    return (colors.astype(np.int64) * (1 << 16, 1 << 8, 1)).sum(axis=-1)
 
 
 def _ranges(values: Sequence[int]) -> str:
     """Say "0 to 10" where values rise one by one, and list them otherwise."""
     if len(values) > 2 and list(values) == list(range(values[0], values[0] + len(values))):
         return f"{values[0]} to {values[-1]}"
-    return _some([str(value) for value in values], 10)
+    return some(map(str, values), 10)

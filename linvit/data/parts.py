@@ -15,6 +15,7 @@ __all__ = [
     "ALL",
     "PARTS",
     "NameIndex",
+    "below",
     "fingerprint",
     "held_out",
     "lines_of",
@@ -83,6 +84,19 @@ def only_folder(root: Path) -> Path | None:
 def normalised(name: str) -> str:
     """Return a name as file systems compare it that know neither case nor ways to write an accent."""
     return unicodedata.normalize("NFC", name).casefold()
+
+
+def below(root: Path, path: str) -> Path:
+    """Return what a setting names, from the data's root on or from here.
+
+    Raises:
+        FileNotFoundError: There is nothing at either.
+    """
+    places = [root / path, Path(path)]
+    found = next((place for place in places if place.exists()), None)
+    if found is None:
+        raise FileNotFoundError(f"there is no {places[0]}" + (f" and no {path}" if places[0] != places[1] else ""))
+    return found
 
 
 class NameIndex:

@@ -8,10 +8,14 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from linvit.checks import require
 from linvit.data.digit_scenes import SEMANTIC_CLASSES
+from linvit.data.drawn_masks import DrawnMasks
 from linvit.data.joint import JointTransform, eval_transform, train_transform
+from linvit.data.legends import Legend
 from linvit.data.loading import cores
+from linvit.data.mask_classes import legend_of
 from linvit.data.mask_datasets import DigitMasks, MaskFolder, collate_masks
-from linvit.data.masks import IGNORED, MaskCode, class_list, find_pairs
+from linvit.data.mask_layouts import MaskPart, masks_to_train
+from linvit.data.masks import IGNORED, MaskCode
 from linvit.data.module import VisionData
 
 __all__ = ["SegmentationData"]
@@ -23,11 +27,12 @@ class SegmentationData(VisionData):
     Unreadable files are replaced in training, left out of evaluation, and listed in each batch, unless ``strict``.
 
     Args:
-        root: Folder with images/training, annotations/training and the same for validation (ADE20K's layout), or
-            train/images, train/masks and the same for val; null: the embedded digit scenes.
+        root: Folder with images/training, annotations/training and the same for validation (ADE20K's layout), with
+            train/images, train/masks and the same for val, in the layout of Cityscapes, Pascal VOC, CamVid or COCO, or
+            without parts, which is found out; null: the embedded digit scenes.
         classes: Names of the classes in the order of their values in the masks, or their number; null: the names in
-            classes.txt (one per line) or objectInfo150.txt (ADE20K's) in root.
-        values: Mask value of each class, in order; null: 0, 1, 2, ...
+            classes.txt (one per line), a palette, or objectInfo150.txt (ADE20K's) in root.
+        values: Mask value of each class, in order; null: 0, 1, 2, ..., or 0 and 255 where two classes have these.
         ignore: Mask values that count for nothing, neither in training nor in figures.
         reduce_zero_label: Mask value 0 counts for nothing and the classes start at 1, as in ADE20K.
         batch_size: Windows per batch and device.
@@ -44,6 +49,13 @@ class SegmentationData(VisionData):
         mean: Mean of red, green and blue that is subtracted, on a scale of 0 to 1; ImageNet's by default.
         std: Standard deviation of red, green and blue that is divided by, on the same scale; ImageNet's by default.
         seed: Decides the order of the training images and their augmentation; ``linvit train`` gives it its own.
+        palette: File of names and colours of the classes where masks are coloured pictures: lines of name,r,g,b; null:
+            class_dict.csv, label_colors.txt or labelmap.txt in root.
+        train_images: Another folder of the images to learn from, below root.
+        train_masks: Another folder of their masks, or an annotation file in COCO's format.
+        val_images: Another folder of the images to hold out.
+        val_masks: Another folder of their masks, or an annotation file.
+        val_share: Share of the images to hold out where there is no such part; copies stay together.
 
     Raises:
         ValueError: A setting outside its range; later, a folder that does not have the layout.
@@ -71,6 +83,12 @@ class SegmentationData(VisionData):
         mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN,
         std: tuple[float, float, float] = IMAGENET_DEFAULT_STD,
         seed: int = 0,
+        palette: str | None = None,
+        train_images: str | None = None,
+        train_masks: str | None = None,
+        val_images: str | None = None,
+        val_masks: str | None = None,
+        val_share: float = 0.2,
     ) -> None:
         super().__init__()
         if hflip is None:
@@ -92,19 +110,28 @@ class SegmentationData(VisionData):
         self.workers = min(16, cores()) if workers is None else workers
         self.strict = strict
         self._given = classes
-        self._code: dict[str, Any] = {"values": values, "ignore": ignore, "reduce_zero_label": reduce_zero_label}
+        self._palette = palette
+        self._values = values
+        self._ignore = ignore
+        self._reduce_zero_label = reduce_zero_label
+        self._train_folders = (train_images, train_masks)
+        self._val_folders = (val_images, val_masks)
+        self.val_share = val_share
+        given = any((*self._train_folders, *self._val_folders, palette))
+        require(root is not None or not given, "root", root, "a folder where a palette, images or masks are named")
+        require(0 < val_share < 1, "val_share", val_share, "between 0 and 1")
         self._input: dict[str, Any] = {"short_side": short_side, "mean": list(mean), "std": list(std)}
         self.train_transform = train_transform(window, scale, max_share, hflip, photometric, **self._input)
         self.eval_transform = eval_transform(**self._input)
 
     def input_config(self) -> dict[str, Any]:
         """Return what a model must know to prepare its input and to read masks."""
-        return self._input | {"values": self.code.values, "ignore": self.code.ignore}
+        return self._input | self.code.config()
 
-    @cached_property
+    @property
     def classes(self) -> list[str]:
         """Class names in the order of the targets."""
-        return list(SEMANTIC_CLASSES) if self.root is None else class_list(Path(self.root), self._given)
+        return self._legend.names
 
     @property
     def num_classes(self) -> int:
@@ -114,12 +141,20 @@ class SegmentationData(VisionData):
     @cached_property
     def code(self) -> MaskCode:
         """What the values of the masks mean."""
-        return MaskCode(self.num_classes, **self._code)
+        values, legend = self._values, self._legend
+        return MaskCode(
+            self.num_classes,
+            legend.values if values is None and not self._reduce_zero_label else values,
+            (*self._ignore, *legend.ignore),
+            self._reduce_zero_label,
+            legend.colors,
+            legend.void,
+        )
 
     @cached_property
     def train_set(self) -> MaskFolder | DigitMasks:
         """The training images, windows of them; ValueError where they do not fill one batch."""
-        dataset = self._open("train", self.train_transform)
+        dataset = self._open(True, self.train_transform)
         allowed = f"at most {len(dataset)}, the number of training images"
         require(self.batch_size <= len(dataset), "batch_size", self.batch_size, allowed)
         return dataset
@@ -127,7 +162,7 @@ class SegmentationData(VisionData):
     @cached_property
     def val_set(self) -> MaskFolder | DigitMasks:
         """The held-out images, whole."""
-        return self._open("val", self.eval_transform)
+        return self._open(False, self.eval_transform)
 
     def setup(self, stage: str | None = None) -> None:
         """Find the images and masks now, so that a wrong folder is reported before anything starts."""
@@ -135,8 +170,22 @@ class SegmentationData(VisionData):
         if stage in (None, "fit"):
             _ = self.train_set
 
-    def _open(self, split: str, transform: JointTransform) -> MaskFolder | DigitMasks:
-        train = split == "train"
+    @cached_property
+    def _legend(self) -> Legend:
+        if self.root is None:
+            return Legend(list(SEMANTIC_CLASSES))
+        known = self._values is not None or self._reduce_zero_label
+        return legend_of(Path(self.root), self._files[0], self._given, self._palette, known)
+
+    @cached_property
+    def _files(self) -> tuple[MaskPart, MaskPart]:
+        assert self.root is not None
+        return masks_to_train(self.root, self.val_share, self._train_folders, self._val_folders)
+
+    def _open(self, train: bool, transform: JointTransform) -> MaskFolder | DigitMasks:
         if self.root is None:
             return DigitMasks(train, transform)
-        return MaskFolder(find_pairs(self.root, split), self.code, transform, self.strict, replace_unreadable=train)
+        files = self._files[0 if train else 1]
+        if isinstance(files.masks, DrawnMasks):
+            files.masks.call(self.classes, self.code.values)
+        return MaskFolder(files, self.code, transform, self.strict, replace_unreadable=train)

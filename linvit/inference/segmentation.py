@@ -15,7 +15,7 @@ from linvit.checkpoints import class_names
 from linvit.checks import require
 from linvit.data.digit_scenes import DigitScenes
 from linvit.data.joint import eval_transform, image_transform
-from linvit.data.mask_datasets import collate_masks, eval_masks, part_of
+from linvit.data.mask_datasets import collate_masks, eval_masks
 from linvit.data.masks import IGNORED, MaskCode
 from linvit.heads import DenseModel
 from linvit.inference.base import Evaluation, Prediction, Predictor, Prepared
@@ -122,7 +122,7 @@ class SegmentationPredictor(Predictor[SegmentationPrediction, SegmentationEvalua
         if window is not None or stride is not None:
             self.model.set_window(self.model.window if window is None else window or None, stride)
         known = model.pretrained_cfg
-        self.code = MaskCode(model.num_classes, known["values"], known["ignore"])
+        self.code = MaskCode.saved(model.num_classes, known)
         self.input_config: dict[str, Any] = {
             "short_side": img_size or known["short_side"],
             "mean": known["mean"],
@@ -157,7 +157,7 @@ class SegmentationPredictor(Predictor[SegmentationPrediction, SegmentationEvalua
         require(batch_size in (None, 1), "batch_size", batch_size, "1: images to segment are of different sizes")
         transform = eval_transform(**self.input_config)
         names = class_names(self.model)
-        dataset = eval_masks(data, part_of(data, split), names, self.code, transform, strict)
+        dataset = eval_masks(data, split, names, self.code, transform, strict)
         return DataLoader(dataset, 1, num_workers=workers, collate_fn=collate_masks)
 
     def _counts(self, loader: DataLoader[Any]) -> "_Counts":

@@ -18,6 +18,7 @@ from linvit.tasks import SegmentationTask
 from linvit.tasks.callbacks import EpochLines
 from tests.cli.test_train import checkpoint, signal_once, train_in_two_processes
 from tests.conftest import Said
+from tests.data.test_mask_layouts import LAYOUTS, write_colored
 from tests.tasks.test_faults import killed_at
 
 Command = Callable[..., Said]
@@ -175,6 +176,26 @@ def test_eval_equals_a_count_by_hand_in_each_part(linvit_command: Command, run: 
         assert part in said.out, part
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("layout", ["coloured", "Cityscapes", "VOC", "COCO", "one folder"])
+def test_a_folder_of_a_tool_trains_and_is_evaluated_without_a_flag(
+    linvit_command: Command, tmp_path: Path, layout: str
+) -> None:
+    make, parts = LAYOUTS.get(layout, (write_colored, {"train", "val"}))
+    make(tmp_path / "data")
+    if layout == "coloured":
+        (tmp_path / "data" / "label_colors.txt").write_text("128 64 128 road\n64 0 128 car\n0 0 0 Void\n")
+    flags = arguments(tmp_path / "data", tmp_path / "run", 1, "--trainer.limit_train_batches=1", "--data.crop_size=32")
+    said = linvit_command(*(flag for flag in flags if not flag.startswith(("--data.values", "--data.ignore"))))
+    assert said.code == 0, said.err
+    record = linvit_command("eval", tmp_path / "run", tmp_path / "data", "--json", "--workers", "0").json
+    assert record["split"] == ("val" if "val" in parts else "all")
+    assert record["images"] == 3
+    if layout == "coloured":
+        assert [row["class"] for row in record["classes"]] == ["road", "car"]
+        assert all(row["pixels"] for row in record["classes"])
+
+
 def test_validation_of_training_and_eval_agree(linvit_command: Command, run: Path, root: Path) -> None:
     record = linvit_command("eval", run, root, "--workers", "0", "--json").json
     assert record["miou"] == pytest.approx(json.loads((run / "config.json").read_text())["metrics"]["miou"], rel=1e-6)
@@ -271,7 +292,10 @@ def test_other_data_or_options_than_the_models_are_refused(linvit_command: Comma
     for args, message in [
         (["eval", run, "digit-scenes"], "digit-scenes has the classes background"),
         (["eval", run, root / "absent"], "absent does not exist"),
-        (["eval", run, root / "val", "--split", "test"], "lacks images/test"),
+        (
+            ["eval", run, root / "val", "--split", "test"],
+            "has no part 'test', read as folders of",
+        ),
         (["eval", run, root, "--stride", "5"], "stride must be left out without a window"),
         (["eval", run, root, "--crop-pct", "0.5"], "--crop-pct is for classification"),
     ]:

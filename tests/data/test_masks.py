@@ -1,5 +1,6 @@
-"""Masks: found beside their images whatever the layout, read whatever the file, and their values checked."""
+"""Masks: read whatever the file, and their values and colours checked; classes by the files that tools write."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,63 +8,10 @@ import pytest
 from PIL import Image
 
 from linvit.data.images import UnreadableImage
-from linvit.data.masks import IGNORED, MaskCode, class_list, find_pairs, has_split, load_mask
+from linvit.data.legends import Legend, read_legend, read_palette
+from linvit.data.masks import IGNORED, MaskCode, load_mask
 
 VALUES = np.arange(12, dtype=np.uint8).reshape(3, 4)
-
-
-def put(path: Path, size: tuple[int, int] = (4, 3), mode: str = "L") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size).save(path)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("images", "masks", "split"),
-    [
-        ("images/training", "annotations/training", "train"),
-        ("images/validation", "annotations/validation", "val"),
-        ("images/test", "annotations/test", "test"),
-        ("train/images", "train/masks", "train"),
-        ("val/images", "val/labels", "val"),
-        ("images/train", "masks/train", "train"),
-        ("images", "masks", "all"),
-    ],
-)
-def test_pairs_are_found_in_every_layout(tmp_path: Path, images: str, masks: str, split: str) -> None:
-    expected = []
-    for name in ("b", "sub/a"):
-        image = put(tmp_path / images / f"{name}.JPG", mode="RGB")
-        expected.append((str(image), str(put(tmp_path / masks / f"{name}.png"))))
-    (tmp_path / images / "notes.txt").touch()
-    assert find_pairs(tmp_path, split) == expected
-    twin = put(tmp_path / images / "sub" / "a.png")
-    with pytest.raises(ValueError, match=rf"a\.JPG and {twin} have the same name but for the ending"):
-        find_pairs(tmp_path, split)
-    assert has_split(tmp_path, split)
-    assert not has_split(tmp_path, "train" if split == "test" else "test")
-
-
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="absent does not exist"):
-        find_pairs(tmp_path / "absent", "train")
-    with pytest.raises(NotADirectoryError, match=r"x\.png is a file"):
-        find_pairs(put(tmp_path / "x.png"), "train")
-    with pytest.raises(FileNotFoundError, match=r"lacks images/training with annotations/training, masks/training"):
-        find_pairs(tmp_path, "train")
-    for folder in ("images/training", "annotations/training"):
-        (tmp_path / folder).mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"images/training holds no image"):
-        find_pairs(tmp_path, "train")
-    put(tmp_path / "images/training/a.png")
-    put(tmp_path / "images/training/b.png")
-    put(tmp_path / "annotations/training/b.png")
-    with pytest.raises(FileNotFoundError, match=r"1 of 2 images have no mask in .*annotations/training: .*/a\.png$"):
-        find_pairs(tmp_path, "train")
-    put(tmp_path / "annotations/training/a.png")
-    put(tmp_path / "annotations/training/c.png")
-    with pytest.warns(UserWarning, match=r"1 masks have no image in .*images/training: .*c\.png"):
-        assert len(find_pairs(tmp_path, "train")) == 2
 
 
 def masks() -> dict[str, Image.Image]:
@@ -93,15 +41,14 @@ def test_binary_masks_are_zero_and_one(tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_masks_are_named(tmp_path: Path) -> None:
-    colors = np.zeros((3, 4, 3), dtype=np.uint8)
-    colors[0, 0] = (1, 2, 3)
-    Image.fromarray(colors).save(tmp_path / "color.png")
-    with pytest.raises(ValueError, match=r"color\.png is a colour picture"):
-        load_mask(tmp_path / "color.png")
+    Image.new("YCbCr", (4, 3), (1, 2, 3)).save(tmp_path / "color.tif")
+    with pytest.raises(ValueError, match=r"color\.tif is a picture of Y/Cb/Cr; a mask has one channel, or R/G/B"):
+        load_mask(tmp_path / "color.tif")
     Image.fromarray(np.zeros((3, 4), dtype=np.float32)).save(tmp_path / "float.tif")
     with pytest.raises(ValueError, match=r"float\.tif holds floating-point values"):
         load_mask(tmp_path / "float.tif")
-    (tmp_path / "broken.png").write_bytes(put(tmp_path / "whole.png").read_bytes()[:40])
+    Image.new("L", (4, 3)).save(tmp_path / "whole.png")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "whole.png").read_bytes()[:40])
     with pytest.raises(UnreadableImage, match=r"cannot read mask .*broken\.png: ") as error:
         load_mask(tmp_path / "broken.png")
     assert error.value.path == str(tmp_path / "broken.png")
@@ -121,7 +68,7 @@ def test_files_that_are_no_masks_are_named(tmp_path: Path) -> None:
 def test_values_mean_what_the_settings_say(settings: dict, stored: list[int], expected: list[int]) -> None:
     code = MaskCode(3, **settings)
     assert code.encode(np.array([stored]), "x").tolist() == [expected]
-    again = MaskCode(3, code.values, code.ignore)  # as a saved model knows it
+    again = MaskCode.saved(3, json.loads(json.dumps(code.config())) | {"mean": [0]})
     assert again.encode(np.array([stored]), "x").tolist() == [expected]
 
 
@@ -147,12 +94,80 @@ def test_settings_that_contradict_are_refused(classes: int, settings: dict, mess
         MaskCode(classes, **settings)
 
 
-def test_classes_are_named_by_settings_or_files(tmp_path: Path) -> None:
-    assert class_list(tmp_path, ["sky", "tree"]) == ["sky", "tree"]
-    assert class_list(tmp_path, 3) == ["0", "1", "2"]
-    with pytest.raises(FileNotFoundError, match=r"has no classes\.txt .* give names or their number"):
-        class_list(tmp_path, None)
+def test_colours_are_classes_by_the_palette(tmp_path: Path) -> None:
+    colors = np.array([[(0, 0, 0), (128, 64, 128)], [(9, 9, 200), (128, 64, 128)]], dtype=np.uint8)
+    Image.fromarray(colors).save(tmp_path / "a.png")
+    mask = load_mask(tmp_path / "a.png")
+    code = MaskCode(2, colors=[(128, 64, 128), (9, 9, 200)], void=[(0, 0, 0)])
+    for each in (code, MaskCode.saved(2, json.loads(json.dumps(code.config())))):
+        assert each.encode(mask, "a.png").tolist() == [[IGNORED, 0], [1, 0]]
+    assert code.encode(np.array([[0, 1]]), "gray.png").tolist() == [[0, 1]], "numbers are read, too"
+    with pytest.raises(ValueError, match=r"mask a\.png has the colours \[0, 0, 0\], which are none of the palette's 2"):
+        MaskCode(2, colors=[(128, 64, 128), (9, 9, 200)]).encode(mask, "a.png")
+    with pytest.raises(ValueError, match=r"a\.png is a colour picture: .*--data\.palette FILE .*class_dict\.csv or la"):
+        MaskCode(2).encode(mask, "a.png")
+
+
+def test_jpegs_of_two_classes_are_parted_in_the_middle(tmp_path: Path) -> None:
+    values = np.zeros((32, 32), dtype=np.uint8)
+    values[8:, 12:] = 255
+    Image.fromarray(values).save(tmp_path / "a.jpg", quality=60)
+    mask = load_mask(tmp_path / "a.jpg")
+    assert set(np.unique(mask)) > {0, 255}, "blurred"
+    assert (MaskCode(2).encode(mask, str(tmp_path / "a.jpg")) == (values > 0)).all()
+    with pytest.raises(ValueError, match=r"a\.jpg is a JPEG, whose values are blurred: save masks of 3 classes as PNG"):
+        MaskCode(3).encode(mask, str(tmp_path / "a.jpg"))
+
+
+PALETTES = {
+    "class_dict.csv": "name,r,g,b\nroad,128,64,128\ncar,64,0,128\nVoid,0,0,0\n",
+    "numbered.csv": "class,id,r,g,b\nroad,7,128,64,128\ncar,8,64,0,128\nvoid,9,0,0,0\n",
+    "label_colors.txt": "128 64 128\troad\n64 0 128\tcar\n0 0 0\tVoid\n",
+    "labelmap.txt": "# label:color_rgb:parts:actions\nroad:128,64,128::\ncar:64,0,128::\nvoid:0,0,0::\n",
+    "other.txt": "\ufeffroad 128 64 128\ncar 64 0 128\nunlabeled 0 0 0\n",
+    "other.json": '{"road": [128, 64, 128], "car": [64, 0, 128], "void": [0, 0, 0]}',
+}
+
+
+@pytest.mark.parametrize("name", PALETTES)
+def test_palettes_of_tools(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(PALETTES[name], encoding="utf-8")
+    legend = read_palette(tmp_path / name)
+    assert legend == Legend(["road", "car"], None, [(128, 64, 128), (64, 0, 128)], ((0, 0, 0),))
+    assert legend.choose(["car"], "x") == Legend(["car"], None, [(64, 0, 128)], ((0, 0, 0), (128, 64, 128)))
+    assert legend.choose(["Strasse", "Auto"], "x").colors == legend.colors
+    with pytest.raises(ValueError, match="classes has bus, which x has no colour for; it has road, car"):
+        legend.choose(["car", "bus"], "x")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "", "has no class: a line must hold a name and three numbers from 0 to 255"),
+        ("a.csv", "name,r,g,b\nroad,1,2\n", "line 2 is 'road,1,2', and must hold a name and three numbers"),
+        ("a.csv", "name,r,g,b\nroad,1,2,256\n", "line 2 is 'road,1,2,256', and must hold"),
+        ("a.csv", "name,r,g,b\nroad,1,2,3\nroad,4,5,6\n", "line 3 has the class 'road' a second time"),
+        ("a.txt", "1 2 3 road\n1 2 3 car\n", r"line 2 gives 'car' the colour \(1, 2, 3\), which is that of 'road'"),
+        ("a.json", '{"road": [1, 2]}', r"'road' is \[1, 2\], and must be .*three numbers"),
+        ("a.json", "[1", "is no JSON"),
+        ("a.txt", b"\xff\xfe\x00", "is no text in UTF-8"),
+    ],
+)
+def test_palettes_that_are_none_are_named(tmp_path: Path, name: str, text: str | bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=rf"{name}.*{message}"):
+        read_palette(tmp_path / name)
+
+
+def test_class_names_come_from_files(tmp_path: Path) -> None:
+    assert read_legend([tmp_path], None) is None
+    with pytest.raises(FileNotFoundError, match=r"there is no palette gone\.csv"):
+        read_legend([tmp_path], "gone.csv")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "_classes.csv").write_text("Pixel Value, Class\n0, background\n3, road\n")
+    found = read_legend([tmp_path, tmp_path / "train"], None)
+    assert found == (Legend(["background", "road"], [0, 3]), str(tmp_path / "train" / "_classes.csv"))
     (tmp_path / "objectInfo150.txt").write_text("Idx\tRatio\tName\n1\t0.15\twall\n2\t0.11\tbuilding, edifice\n")
-    assert class_list(tmp_path, None) == ["wall", "building"]
+    assert read_legend([tmp_path], None) == (Legend(["wall", "building"]), str(tmp_path / "objectInfo150.txt"))
     (tmp_path / "classes.txt").write_text("road\n\nsky, clear\n")
-    assert class_list(tmp_path, None) == ["road", "sky, clear"]
+    assert read_legend([tmp_path], None) == (Legend(["road", "sky, clear"]), str(tmp_path / "classes.txt"))

@@ -3,7 +3,6 @@
 from typing import Any
 
 from linvit.checkpoints import class_names, load_model
-from linvit.data.mask_datasets import part_of
 from linvit.inference.base import Report, Show, plainly
 from linvit.inference.reports.common import percent, speed, where
 from linvit.inference.segmentation import SegmentationPredictor
@@ -47,8 +46,9 @@ def evaluate(
         OSError: The data are not there.
     """
     predictor = SegmentationPredictor(load_model(model), device, precision, img_size, window, stride)
-    part = part_of(data, split)
-    found = predictor.evaluate(predictor.load(data, part, batch_size, workers, strict), show)
+    loader = predictor.load(data, split, batch_size, workers, strict)
+    dataset: Any = loader.dataset
+    found = predictor.evaluate(loader, show)
     columns = (class_names(predictor.model), *(each.tolist() for each in (found.pixels.iou, found.pixels.acc)))
     classes = [
         {"class": name, "iou": iou, "acc": acc, "pixels": pixels}
@@ -56,7 +56,7 @@ def evaluate(
     ]
     record = {
         **where(model, data, predictor, found),
-        "split": part,
+        "split": dataset.part,
         "short_side": predictor.input_config["short_side"],
         "window": predictor.model.window,
         "stride": predictor.model.stride,
