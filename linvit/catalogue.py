@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
-from timm.models import get_pretrained_cfg
+from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -93,9 +92,9 @@ def catalogue(pattern: str = "*") -> list[ModelFacts]:
 def measure(name: str) -> dict[str, int]:
     """Count a model's parameters and multiply-accumulates at its native size, without computing anything."""
     with torch.device("meta"):
-        model: Any = timm.create_model(name).eval()
+        model = timm.create_model(name).eval()
     params = sum(parameter.numel() for parameter in model.parameters())
-    return {"params": params, "macs": count_macs(model, model.pretrained_cfg["input_size"])}
+    return {"params": params, "macs": count_macs(model, _cfg(name).input_size)}
 
 
 def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
@@ -131,7 +130,7 @@ def _line(facts: ModelFacts) -> str:
 
 
 def _facts(name: str, params: int, macs: int) -> ModelFacts:
-    cfg: Any = get_pretrained_cfg(name)
+    cfg = _cfg(name)
     top1 = PUBLISHED_TOP1.get(name)
     return ModelFacts(
         name=name,
@@ -139,12 +138,18 @@ def _facts(name: str, params: int, macs: int) -> ModelFacts:
         params=params,
         macs=macs,
         top1=top1,
-        source=cfg.paper_ids if top1 is not None else None,
+        source=str(cfg.paper_ids) if top1 is not None else None,
         weights=_weights(cfg),
     )
 
 
-def _weights(cfg: Any) -> str | None:
+def _cfg(name: str) -> PretrainedCfg:
+    cfg = get_pretrained_cfg(name)
+    assert cfg is not None  # every model of linvit has one
+    return cfg
+
+
+def _weights(cfg: PretrainedCfg) -> str | None:
     """Return where ``pretrained=True`` would look."""
     if cfg.hf_hub_id:
         return f"hf-hub:{cfg.hf_hub_id}"

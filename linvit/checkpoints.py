@@ -13,16 +13,17 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub import hf_hub_download
 from safetensors.torch import save
 from timm.data import ImageNetInfo
 from timm.models import adapt_input_conv
-from timm.models._hub import download_from_hf, save_config_for_hf
+from timm.models._hub import save_config_for_hf
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from linvit.files import atomic_write
 from linvit.heads import DenseModel, build
-from linvit.linearization import describe, rebuild
+from linvit.linearization import Described, describe, rebuild
 from linvit.models import list_models
 from linvit.weights import SUFFIXES, as_tuple, compare, prepare_state_dict, read_state_dict
 
@@ -98,7 +99,7 @@ def load_model(spec: str | Path) -> nn.Module:
     return model.eval()
 
 
-def conversion(folder: Path) -> list[dict[str, Any]] | None:
+def conversion(folder: Path) -> list[Described] | None:
     """Return what a saved model's description says about attention that was replaced; None where none was."""
     return _description(folder).get(CONVERSION)
 
@@ -144,22 +145,36 @@ def _from_hub(spec: str) -> nn.Module:
     folder = _hub_folder(spec)
     if not {"task", CONVERSION} & _description(folder).keys():
         return timm.create_model(spec, pretrained=True)
-    download_from_hf(spec.removeprefix("hf-hub:"), WEIGHTS_NAME)  # into the same folder
+    _fetch(spec, WEIGHTS_NAME)  # into the same folder
     return _from_folder(folder)
 
 
 def _hub_folder(spec: str) -> Path:
     """Fetch the description of a model, and return the folder that it lies in."""
-    return Path(download_from_hf(spec.removeprefix("hf-hub:"), CONFIG_NAME)).parent
+    return _fetch(spec, CONFIG_NAME).parent
+
+
+def _fetch(spec: str, name: str) -> Path:
+    repo, _, revision = spec.removeprefix("hf-hub:").partition("@")
+    return Path(hf_hub_download(repo, name, revision=revision or None))
+
+
+_FILLING = {
+    getattr(torch.Tensor, name)
+    for name in ("uniform_", "normal_", "erfinv_", "fill_", "zero_", "clamp_", "mul_", "div_", "add_", "sub_")
+}
 
 
 class _Unfilled(TorchFunctionMode):
-    """Leaves out in-place operations: filling in weights that have no storage takes most of the time to build them."""
+    """Leaves out what fills in or scales meta tensors, which have no values: it takes most of the time to build them.
+
+    All else that works in place, such as what changes a shape, happens.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        name = getattr(func, "__name__", "")
-        if name.endswith("_") and not name.endswith("__") and name != "requires_grad_":
-            return args[0] if args else None
+        fills = func in _FILLING or getattr(func, "__module__", None) == nn.init.__name__
+        if fills and args and isinstance(args[0], torch.Tensor) and args[0].is_meta:
+            return args[0]
         return func(*args, **(kwargs or {}))
 
 

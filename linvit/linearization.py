@@ -7,7 +7,7 @@ the projections. What it replaced stands in ``model.linearized`` and in :func:`l
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import torch
 from timm.layers import Attention, PatchDropout
@@ -27,7 +27,7 @@ from linvit.attention import (
 )
 from linvit.models.layers import Block, init_linear, stage_grids
 
-__all__ = ["MECHANISMS", "Replacement", "describe", "linearize", "linearize_report", "rebuild"]
+__all__ = ["MECHANISMS", "Described", "Replacement", "describe", "linearize", "linearize_report", "rebuild"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -59,6 +59,14 @@ class Replacement:
     dim: int
     num_heads: int
     dropped: str  # what of the original has no counterpart
+
+
+class Described(TypedDict):
+    """A replaced attention as :func:`describe` tells it, for :func:`rebuild`."""
+
+    module: str
+    attention: str
+    grid_size: list[int]
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,7 @@ def linearize_report(model: nn.Module) -> str:
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)
 
 
-def describe(model: nn.Module) -> list[dict[str, Any]]:
+def describe(model: nn.Module) -> list[Described]:
     """Return what :func:`rebuild` needs to repeat a conversion, as plain data; empty for other models."""
     return [
         {
@@ -133,7 +141,7 @@ def describe(model: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
-def rebuild(model: Model, description: Iterable[dict[str, Any]]) -> Model:
+def rebuild(model: Model, description: Iterable[Described]) -> Model:
     """Convert a fresh model as another one was, from its description.
 
     Raises:

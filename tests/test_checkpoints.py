@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import linvit
-from linvit.checkpoints import class_names
+from linvit.checkpoints import _Unfilled, class_names
 from tests.models import every_model
 
 TINY = {"depths": (1, 1, 1, 1), "dims": (4, 4, 8, 8), "head_dims": (None, None, 4, 8)}
@@ -201,3 +201,16 @@ def test_a_failed_save_leaves_the_old_model(tmp_path):
     with pytest.raises(TypeError, match="not JSON serializable"):
         linvit.save_model(other, tmp_path, classes=list("abcde"), input_config=INPUT, metrics={"top1": object()})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_finding_the_model_leaves_out_filling_alone():
+    """What changes a shape or a real value happens, whatever its name ends in."""
+    with _Unfilled():
+        real = torch.ones(2, 3).mul_(2).t_()
+        table = torch.empty(2, 3, device="meta").normal_().t_()
+        with torch.device("meta"):
+            layer = torch.nn.Linear(2, 3)
+            torch.nn.init.trunc_normal_(layer.weight)
+    assert real.shape == table.shape == (3, 2)
+    assert real.sum() == 12
+    assert layer.weight.is_meta

@@ -3,9 +3,12 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+
+import linvit
 
 PACKAGE = Path(__file__).parent.parent / "linvit"
 # Each room may import from those before it, and from itself. Rooms that share a line do not know each other,
@@ -68,3 +71,16 @@ def test_importing_linvit_loads_nothing_beyond_timm():
     code = f"import sys, linvit; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_linvit_s_types_are_there_for_others():
+    """A type checker reads a package's annotations only where this marker lies beside them, in a wheel, too."""
+    assert (PACKAGE / "py.typed").is_file()
+    shipped = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    assert "py.typed" in shipped["linvit"]
+
+
+def test_modules_are_not_hidden_by_what_they_hold():
+    """``linvit.linearize`` is the function; its module, which holds the mechanisms, has a name of its own."""
+    assert callable(linvit.linearize)
+    assert "focused" in linvit.linearization.MECHANISMS

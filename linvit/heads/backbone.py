@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from linvit.checks import did_you_mean
-from linvit.linearization import rebuild
+from linvit.linearization import Described, rebuild
 from linvit.weights import prepare_state_dict, read_state_dict
 
 __all__ = ["Backbone"]
@@ -51,7 +51,7 @@ class Backbone(nn.Module):
         strides: Sequence[int],
         pretrained: bool | str = False,
         args: dict[str, Any] | None = None,
-        replaced: Sequence[dict[str, Any]] = (),
+        replaced: Sequence[Described] = (),
     ) -> None:
         super().__init__()
         weights = pretrained if isinstance(pretrained, str) else None
@@ -99,7 +99,7 @@ def _create(name: str, args: dict[str, Any], pretrained: bool) -> Any:
     return model
 
 
-def _saved(folder: Path) -> tuple[str, dict[str, Any], list[dict[str, Any]]]:
+def _saved(folder: Path) -> tuple[str, dict[str, Any], Sequence[Described]]:
     """Read how a saved classifier is built: name, arguments, replaced attention."""
     described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     if "architecture" not in described or "task" in described:

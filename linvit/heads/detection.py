@@ -18,6 +18,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 from linvit.checks import did_you_mean, require
 from linvit.heads import DenseModel
 from linvit.heads.backbone import Backbone
+from linvit.linearization import Described
 
 __all__ = ["DetectionModel", "DetectorName", "build"]
 
@@ -65,7 +66,7 @@ class DetectionModel(DenseModel):
         channels: int = 256,
         detector_args: dict[str, Any] | None = None,
         pretrained: bool | str = False,
-        replaced: Sequence[dict[str, Any]] = (),
+        replaced: Sequence[Described] = (),
     ) -> None:
         require(num_classes >= 1, "num_classes", num_classes, "at least 1")
         require(name in get_args(DetectorName), "name", name, f"one of {', '.join(get_args(DetectorName))}")

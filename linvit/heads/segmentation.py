@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from linvit.checks import require
 from linvit.heads import DenseModel
 from linvit.heads.backbone import Backbone
+from linvit.linearization import Described
 
 try:
     from segmentation_models_pytorch.base import SegmentationHead
@@ -67,7 +68,7 @@ class Segmenter(DenseModel):
         decoder_args: dict[str, Any] | None = None,
         window: int | None = None,
         stride: int | None = None,
-        replaced: Sequence[dict[str, Any]] = (),
+        replaced: Sequence[Described] = (),
         pretrained: bool | str = False,
     ) -> None:
         require(num_classes >= 2, "num_classes", num_classes, "at least 2")

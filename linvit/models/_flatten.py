@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-__all__ = ["FEATURES", "cfg", "fuse_qkv", "published_url", "rename"]
+from linvit.models.configs import imagenet_cfg
 
-FEATURES = {"out_indices": (0, 1, 2, 3), "flatten_sequential": True}
+__all__ = ["cfg", "fuse_qkv", "published_url", "rename"]
 
 # Buffers that some published constructors compute themselves.
 _DERIVED = ("relative_position_index", "attn_mask")
@@ -21,21 +20,12 @@ _DERIVED = ("relative_position_index", "attn_mask")
 
 def cfg(**kwargs: Any) -> dict[str, Any]:
     """Return a ``pretrained_cfg`` with the family's preprocessing and sources."""
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stages.0.downsample.proj",
-        "classifier": "head",
-        "paper_ids": "arXiv:2308.00442",
-        "paper_name": "FLatten Transformer: Vision Transformer using Focused Linear Attention",
-        "origin_url": "https://github.com/LeapLabTHU/FLatten-Transformer",
+    return imagenet_cfg(
+        paper_ids="arXiv:2308.00442",
+        paper_name="FLatten Transformer: Vision Transformer using Focused Linear Attention",
+        origin_url="https://github.com/LeapLabTHU/FLatten-Transformer",
         **kwargs,
-    }
+    )
 
 
 def published_url(file_id: str, filename: str) -> tuple[str, str]:

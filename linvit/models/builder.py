@@ -1,6 +1,7 @@
 """Build a model by timm's builder, with published weights fetched, read and checked by linvit."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from torch import nn
@@ -9,23 +10,25 @@ from linvit.weights import fetch_published, prepare_state_dict, read_state_dict
 
 __all__ = ["build_model"]
 
+Model = TypeVar("Model", bound=nn.Module)
+
 
 def build_model(
-    model_cls: type[nn.Module],
+    model_cls: type[Model],
     variant: str,
     pretrained: bool,
-    pretrained_cfg: Any = None,
-    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    pretrained_cfg: dict[str, Any] | None = None,
+    pretrained_cfg_overlay: Mapping[str, object] | None = None,
     cache_dir: str | None = None,
     **kwargs: Any,
-) -> Any:
+) -> Model:
     """Build ``variant`` of ``model_cls`` as ``timm.models.build_model_with_cfg`` does.
 
     With ``pretrained``, the weights come from the file that the configuration names
     (``pretrained_cfg_overlay=dict(file=...)``) or else from the authors' publication. A file that does not fit raises
     a ``ValueError`` that names the tensors.
     """
-    overlay = dict(pretrained_cfg_overlay or {})
+    overlay: dict[str, Any] = dict(pretrained_cfg_overlay or {})
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay).to_dict()
     read_here = pretrained and "state_dict" not in cfg and "source" not in cfg  # timm reads hub and local folders
     if read_here:

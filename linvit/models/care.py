@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath, calculate_drop_path_rates, get_device_dtype, trunc_normal_
+from timm.layers import DropPath, calculate_drop_path_rates, trunc_normal_
 from timm.models import checkpoint_seq, generate_default_cfgs, register_model
-from timm.models._features import feature_take_indices
 from torch import nn
 
 from linvit.attention.care import CareTokenMixer, DualInteraction
 from linvit.models.builder import build_model
+from linvit.models.configs import FEATURES, imagenet_cfg
+from linvit.models.pyramid import Pyramid
 
 __all__ = ["Care"]
 
@@ -138,7 +138,7 @@ class CareHead(nn.Module):
         return self.fc(self.drop(self.norm(x)))
 
 
-class Care(nn.Module):
+class Care(Pyramid):
     """CARE Transformer.
 
     Args:
@@ -177,17 +177,9 @@ class Care(nn.Module):
         device=None,
         dtype=None,
     ):
-        super().__init__()
         dd = {"device": device, "dtype": dtype}
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.global_pool = _check_pool(global_pool)
-        self.drop_rate = drop_rate
-        self.distilled_training = False
-        self.feature_info = []
-
-        self.stem = nn.Sequential(PatchConv2d(in_chans, 4 * dims[0], 4, **dd), nn.BatchNorm2d(4 * dims[0], **dd))
-        stages = []
+        stem = nn.Sequential(PatchConv2d(in_chans, 4 * dims[0], 4, **dd), nn.BatchNorm2d(4 * dims[0], **dd))
+        stages, widths = [], []
         width = 4 * dims[0]
         rates: list = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         for i, dim in enumerate(dims):
@@ -207,33 +199,17 @@ class Care(nn.Module):
                 )
             )
             width = 4 * dim * (ratios[i][1] if last else 1)
-            self.feature_info.append({"num_chs": width, "reduction": 4 * 2**i, "module": f"stages.{i}"})
-        self.stages = nn.Sequential(*stages)
-        self.num_features = self.head_hidden_size = width
+            widths.append(width)
+        super().__init__(stages, widths, nn.Identity(), in_chans, num_classes, global_pool, drop_rate, stem, **dd)
+        self.distilled_training = False
         self.head_act = nn.GELU()
-        self.reset_classifier(num_classes)
         self.apply(_init_weights)
 
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters that are never decayed beyond timm's rule (biases, norms, layer scales)."""
-        return set()
+    def _embed(self, x: torch.Tensor) -> torch.Tensor:
+        return self.stem(x)
 
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Layer groups for layer-wise learning-rate decay."""
-        return {
-            "stem": r"^stem",
-            "blocks": r"^stages\.(\d+)"
-            if coarse
-            else [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)],
-        }
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations in the backward pass instead of keeping them."""
-        for stage in self.stages:
-            stage.grad_checkpointing = enable  # type: ignore[assignment]
+    def _normalise(self, x: torch.Tensor) -> torch.Tensor:
+        return x  # as published: the heads normalise
 
     @torch.jit.ignore
     def set_distilled_training(self, enable: bool = True) -> None:
@@ -245,14 +221,9 @@ class Care(nn.Module):
         """Return the two classifier heads, for labels and for distillation."""
         return self.head, self.dist_head
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace both heads by new ones; 0 classes removes them."""
-        self.num_classes = num_classes
-        if global_pool is not None:
-            self.global_pool = _check_pool(global_pool)
-        dd = get_device_dtype(self)
-        self.head: nn.Module = self._new_head(**dd)
-        self.dist_head: nn.Module = self._new_head(**dd)
+    def _build_heads(self, device=None, dtype=None) -> None:
+        self.head: nn.Module = self._new_head(device, dtype)
+        self.dist_head: nn.Module = self._new_head(device, dtype)
 
     def _new_head(self, device=None, dtype=None) -> nn.Module:
         if self.num_classes == 0:
@@ -260,59 +231,9 @@ class Care(nn.Module):
         head = CareHead(self.num_features, self.num_classes, self.drop_rate, device=device, dtype=dtype)
         return head.apply(_init_weights).train(self.training)
 
-    def forward_intermediates(
-        self,
-        x: torch.Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return the maps of the chosen stages, and the final map unless ``intermediates_only``.
-
-        Args:
-            x: Images ``[B, C, H, W]``.
-            indices: Stages to return: a list, the last n if an integer, all if None.
-            norm: Accepted for timm's interface; CARE has no final normalisation.
-            stop_early: Leave out the stages after the last one asked for.
-            output_fmt: "NCHW" is the only one.
-            intermediates_only: Return the list alone.
-        """
-        if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
-        intermediates = []
-        take_indices, max_index = feature_take_indices(len(self.stages), indices)
-        x = self.stem(x)
-        stages = self.stages[: max_index + 1] if stop_early else self.stages
-        for i, stage in enumerate(stages):
-            x = stage(x)
-            if i in take_indices:
-                intermediates.append(x)
-        return intermediates if intermediates_only else (x, intermediates)
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop the stages (and heads) that the chosen intermediates do not need; return their indices."""
-        take_indices, max_index = feature_take_indices(len(self.stages), indices)
-        pruned = max_index < len(self.stages) - 1
-        self.stages = self.stages[: max_index + 1]
-        if pruned:
-            self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
-        if prune_head or pruned:
-            self.reset_classifier(0, "")
-        return take_indices
-
-    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Map images ``[B, C, H, W]`` to the last map ``[B, num_features, ceil(H / 32), ceil(W / 32)]``."""
-        return self.stages(self.stem(x))
-
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False):
         """Pool and classify. ``pre_logits`` returns what both heads share: the pooled, activated features."""
-        if self.global_pool == "avg":
-            x = x.mean(dim=(2, 3))
-        x = self.head_act(x)
+        x = self.head_act(self._pool(x))
         if pre_logits or self.num_classes == 0:
             return x
         if self.global_pool == "":
@@ -321,16 +242,6 @@ class Care(nn.Module):
         if self.distilled_training and self.training and not torch.jit.is_scripting():
             return logits, dist_logits
         return (logits + dist_logits) / 2
-
-    def forward(self, x: torch.Tensor):
-        """Map images ``[B, C, H, W]`` to logits ``[B, num_classes]``."""
-        return self.forward_head(self.forward_features(x))
-
-
-def _check_pool(global_pool: str) -> str:
-    if global_pool not in ("", "avg"):
-        raise ValueError(f"global_pool must be '' or 'avg', got {global_pool!r}")
-    return global_pool
 
 
 def _init_weights(module: nn.Module) -> None:
@@ -341,23 +252,16 @@ def _init_weights(module: nn.Module) -> None:
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stem.0",
-        "classifier": ("head.fc", "dist_head.fc"),
-        "hf_hub_id": "YuanZ1995/CARE-Transformer",
-        "license": "mit",
-        "paper_ids": "arXiv:2411.16170",
-        "paper_name": "CARE Transformer: Mobile-Friendly Linear Visual Transformer via Decoupled Dual Interaction",
-        "origin_url": "https://github.com/zhouyuan888888/CARE-Transformer",
+    return imagenet_cfg(
+        first_conv="stem.0",
+        classifier=("head.fc", "dist_head.fc"),
+        hf_hub_id="YuanZ1995/CARE-Transformer",
+        license="mit",
+        paper_ids="arXiv:2411.16170",
+        paper_name="CARE Transformer: Mobile-Friendly Linear Visual Transformer via Decoupled Dual Interaction",
+        origin_url="https://github.com/zhouyuan888888/CARE-Transformer",
         **kwargs,
-    }
+    )
 
 
 default_cfgs = generate_default_cfgs(
@@ -370,9 +274,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_care(variant: str, pretrained: bool = False, **kwargs: Any) -> Care:
-    return build_model(
-        Care, variant, pretrained, feature_cfg={"out_indices": (0, 1, 2, 3), "flatten_sequential": True}, **kwargs
-    )
+    return build_model(Care, variant, pretrained, feature_cfg=dict(FEATURES), **kwargs)
 
 
 @register_model

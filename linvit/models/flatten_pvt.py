@@ -14,8 +14,9 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from linvit.attention import FocusedLinearAttention
-from linvit.models._flatten import FEATURES, cfg, fuse_qkv, published_url, rename
+from linvit.models._flatten import cfg, fuse_qkv, published_url, rename
 from linvit.models.builder import build_model
+from linvit.models.configs import FEATURES
 from linvit.models.layers import Block, ConvEmbed, stage_grids
 from linvit.models.pyramid import Pyramid, Stage
 from linvit.weights import resize_tables

@@ -13,8 +13,9 @@ from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from torch import nn
 
 from linvit.attention import FocusedLinearAttention
-from linvit.models._flatten import FEATURES, cfg, fuse_qkv, published_url, rename
+from linvit.models._flatten import cfg, fuse_qkv, published_url, rename
 from linvit.models.builder import build_model
+from linvit.models.configs import FEATURES
 from linvit.models.layers import ChannelsLastMlp, stage_grids
 from linvit.weights import resize_tables
 

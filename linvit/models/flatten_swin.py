@@ -18,8 +18,9 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
 from linvit.attention import FocusedLinearAttention, TokenAttention, WindowAttention
-from linvit.models._flatten import FEATURES, cfg, published_url, rename
+from linvit.models._flatten import cfg, published_url, rename
 from linvit.models.builder import build_model
+from linvit.models.configs import FEATURES
 from linvit.models.layers import Block, stage_grids
 from linvit.weights import resize_tables
 

@@ -4,7 +4,7 @@ Paper: Li and Liu, "Rethinking Query-Key Pairwise Interactions in Vision Transfo
 
 Stated there: key-only attention (:mod:`linvit.attention.key_only`) in all stages; convolution and attention layers that
 alternate within every stage, instead of being grafted (first convolution, then attention); a hierarchy of stages.
-Secondary records give the sizes of three models: 3.4, 13.1 and 25.4 M parameters.
+Secondary records give the sizes of three models: 3.4, 13.1 and 25.4 M parameters; ours have 3.4, 12.9 and 24.8 M.
 
 Ours is all else: the formulas of the attention; PVT v2's skeleton (Wang et al., https://arxiv.org/abs/2106.13797) of
 overlapping embeddings, widths and MLPs with a depthwise convolution; what a convolution block is; depths and MLP
@@ -14,13 +14,13 @@ ratios, chosen for those sizes. There are no pretrained weights, and the paper's
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from linvit.attention import KeyOnlyAttention, SoftmaxAttention, TokenAttention
 from linvit.models.builder import build_model
+from linvit.models.configs import FEATURES, imagenet_cfg
 from linvit.models.layers import ChannelsLastMlp, ConvEmbed, init_linear, stage_grids
 from linvit.models.pyramid import Pyramid, Stage
 
@@ -172,28 +172,16 @@ class Linglo(Pyramid):
         super().__init__(stages, embed_dims, norm, in_chans, num_classes, global_pool, drop_rate, **dd)
 
 
-def _cfg() -> dict[str, Any]:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stages.0.downsample.proj",
-        "classifier": "head",
-        "paper_ids": "arXiv:2207.00188",
-        "paper_name": "Rethinking Query-Key Pairwise Interactions in Vision Transformers",
-    }
-
-
-default_cfgs = generate_default_cfgs({f"linglo_{size}.untrained": _cfg() for size in ("b0", "b1", "b2")})
+_SIZES = ("b0", "b1", "b2")
+_PAPER = {
+    "paper_ids": "arXiv:2207.00188",
+    "paper_name": "Rethinking Query-Key Pairwise Interactions in Vision Transformers",
+}
+default_cfgs = generate_default_cfgs({f"linglo_{size}.untrained": imagenet_cfg(**_PAPER) for size in _SIZES})
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> Linglo:
-    features = {"out_indices": (0, 1, 2, 3), "flatten_sequential": True}
-    return build_model(Linglo, variant, pretrained, feature_cfg=features, **kwargs)
+    return build_model(Linglo, variant, pretrained, feature_cfg=dict(FEATURES), **kwargs)
 
 
 @register_model
@@ -204,11 +192,11 @@ def linglo_b0(pretrained: bool = False, **kwargs: Any) -> Linglo:
 
 @register_model
 def linglo_b1(pretrained: bool = False, **kwargs: Any) -> Linglo:
-    """LinGlo-B1, our reading: 13.1 M parameters; no pretrained weights exist."""
+    """LinGlo-B1, our reading: 12.9 M parameters; no pretrained weights exist."""
     return _create("linglo_b1", pretrained, **kwargs)
 
 
 @register_model
 def linglo_b2(pretrained: bool = False, **kwargs: Any) -> Linglo:
-    """LinGlo-B2, our reading: 25.4 M parameters; no pretrained weights exist."""
+    """LinGlo-B2, our reading: 24.8 M parameters; no pretrained weights exist."""
     return _create("linglo_b2", pretrained, **{"depths": (4, 4, 6, 4), "mlp_ratios": (8, 8, 4, 5)} | kwargs)

@@ -1,4 +1,4 @@
-"""What the pyramids written here (PVT, CSwin, LinGlo) share: stages, and timm's interface around them."""
+"""What the pyramids written here (CARE, PVT, CSwin, LinGlo) share: stages, and timm's interface around them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -81,17 +81,19 @@ class Pyramid(nn.Module):
         num_classes: Classes; 0 leaves the classifier out.
         global_pool: "avg", or "" to keep the map.
         drop_rate: Dropout before the classifier.
+        stem: What comes before the stages; nothing if None.
     """
 
     def __init__(
         self,
-        stages: list[Stage],
-        dims: tuple[int, ...],
+        stages: Sequence[nn.Module],
+        dims: Sequence[int],
         norm: nn.Module,
         in_chans: int,
         num_classes: int,
         global_pool: str,
         drop_rate: float,
+        stem: nn.Module | None = None,
         device=None,
         dtype=None,
     ):
@@ -99,19 +101,23 @@ class Pyramid(nn.Module):
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.global_pool = check_pool(global_pool)
+        if stem is not None:
+            self.stem = stem
         self.stages = nn.Sequential(*stages)
         self.feature_info = [
             {"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)
         ]
         self.num_features = self.head_hidden_size = dims[-1]
         self.norm = norm
-        self.head_drop = nn.Dropout(drop_rate)
-        self.head = self._new_head(device=device, dtype=dtype)
+        self.drop_rate = drop_rate
+        self._build_heads(device, dtype)
 
-    def _new_head(self, device=None, dtype=None) -> nn.Module:
-        if self.num_classes == 0:
-            return nn.Identity()
-        return nn.Linear(self.num_features, self.num_classes, device=device, dtype=dtype).apply(init_linear)
+    def _build_heads(self, device=None, dtype=None) -> None:
+        self.head_drop = nn.Dropout(self.drop_rate).train(self.training)
+        self.head: nn.Module = nn.Identity()
+        if self.num_classes > 0:
+            self.head = nn.Linear(self.num_features, self.num_classes, device=device, dtype=dtype).apply(init_linear)
+        self.head.train(self.training)
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Make another image size the native one, interpolating what was learned per position."""
@@ -128,7 +134,7 @@ class Pyramid(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layer groups for layer-wise learning-rate decay."""
         return {
-            "stem": r"^stages\.0\.(?:downsample|pos_embed)",
+            "stem": r"^stem|^stages\.0\.(?:downsample|pos_embed)",
             "blocks": r"^stages\.(\d+)"
             if coarse
             else [
@@ -154,7 +160,10 @@ class Pyramid(nn.Module):
         self.num_classes = num_classes
         if global_pool is not None:
             self.global_pool = check_pool(global_pool)
-        self.head = self._new_head(**get_device_dtype(self)).train(self.training)
+        self._build_heads(**get_device_dtype(self))
+
+    def _embed(self, x: torch.Tensor) -> torch.Tensor:
+        return x
 
     def _normalise(self, x: torch.Tensor) -> torch.Tensor:
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -181,6 +190,7 @@ class Pyramid(nn.Module):
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
         intermediates = []
+        x = self._embed(x)
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
         stages = self.stages[: max_index + 1] if stop_early else self.stages
         last = len(self.stages) - 1
@@ -209,13 +219,14 @@ class Pyramid(nn.Module):
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Map images ``[B, C, H, W]`` to the last map ``[B, num_features, ceil(H / 32), ceil(W / 32)]``."""
-        return self._normalise(self.stages(x))
+        return self._normalise(self.stages(self._embed(x)))
+
+    def _pool(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(dim=(2, 3)) if self.global_pool == "avg" else x
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """Pool and classify; ``pre_logits`` returns what the classifier would see."""
-        if self.global_pool == "avg":
-            x = x.mean(dim=(2, 3))
-        x = self.head_drop(x)
+        x = self.head_drop(self._pool(x))
         if pre_logits or self.num_classes == 0:
             return x
         if self.global_pool == "":

@@ -4,7 +4,7 @@ import hashlib
 import zipfile
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
@@ -13,10 +13,19 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from linvit.checks import first_line, some
 from linvit.weights.read import SUFFIXES
 
-__all__ = ["fetch_published"]
+__all__ = ["Published", "fetch_published"]
 
 
-def fetch_published(cfg: dict[str, Any], cache_dir: str | Path | None = None) -> Path:
+class Published(TypedDict, total=False):
+    """What a model's ``pretrained_cfg`` says about where its weights are published."""
+
+    architecture: str
+    url: tuple[str, str] | None  # direct link, and the file's name
+    hf_hub_id: str
+    hf_hub_filename: str | None
+
+
+def fetch_published(cfg: Published, cache_dir: str | Path | None = None) -> Path:
     """Find the published weights of a model, downloading them where they are not here yet.
 
     A file that was put by hand into torch's checkpoint folder, under the published name, comes first. Otherwise it is
@@ -49,7 +58,7 @@ def fetch_published(cfg: dict[str, Any], cache_dir: str | Path | None = None) ->
     return _fetch_from_hub(cfg, published_name, by_hand, cache_dir)
 
 
-def _fetch_link(url: str, path: Path, cfg: dict[str, Any], by_hand: Path) -> Path:
+def _fetch_link(url: str, path: Path, cfg: Published, by_hand: Path) -> Path:
     if path.is_file():
         return path
     try:
@@ -74,7 +83,7 @@ def _is_torch_file(path: Path) -> bool:
         return file.read(1) == b"\x80"
 
 
-def _fetch_from_hub(cfg: dict[str, Any], published_name: str, by_hand: Path, cache_dir: str | Path | None) -> Path:
+def _fetch_from_hub(cfg: Published, published_name: str, by_hand: Path, cache_dir: str | Path | None) -> Path:
     repo = cfg["hf_hub_id"]
     size = published_name.split(".")[0].split("_")[-1]  # "S0" of "CARETrans_S0.pth.tar"
     try:

@@ -5,6 +5,7 @@ The tests are those of timm's ``tests/test_models.py`` in our words. A family th
 
 import copy
 import math
+import re
 import warnings
 
 import pytest
@@ -244,3 +245,11 @@ def test_listed_by_timm_with_its_weights(name):
     assert cfg.input_size[0] == 3
     assert cfg.paper_ids
     assert cfg.architecture == name
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_docstrings_give_the_model_s_own_size(name):
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in timm.create_model(name).parameters()) / 1e6
+    stated = re.findall(r"([\d.]+) M parameters", timm.model_entrypoint(name).__doc__)
+    assert all(float(number) == round(size, 1) for number in stated), (stated, size)

@@ -87,8 +87,8 @@ def serve(published):
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "torch"))
-    return tmp_path / "torch" / "checkpoints"
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    return tmp_path / "hub" / "checkpoints"
 
 
 def create(url: str, **kwargs) -> torch.nn.Module:

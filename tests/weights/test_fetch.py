@@ -31,7 +31,7 @@ def published(golden) -> bytes:
 @pytest.fixture(autouse=True)
 def caches(tmp_path, monkeypatch):
     """Empty caches of our own, and no way to the real hub."""
-    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "torch"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
     monkeypatch.setenv("TQDM_POSITION", "-1")  # show progress bars although this is no terminal
     use_endpoint(monkeypatch, "http://127.0.0.1:9")  # nothing listens there
@@ -43,8 +43,6 @@ def use_endpoint(monkeypatch, endpoint: str) -> None:
     monkeypatch.setattr(
         huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     )
-    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", endpoint)
-    monkeypatch.setattr(huggingface_hub._snapshot_download.constants, "ENDPOINT", endpoint)
 
 
 @pytest.mark.parametrize("filename", ["CARETrans_S0.pth.tar", "care_s0_224.pth"])
@@ -64,7 +62,7 @@ def test_fetches_by_name_or_by_size_then_works_offline(monkeypatch, capfd, golde
 
 
 def test_a_file_put_by_hand_comes_first(caches, golden, published):
-    folder = caches / "torch" / "checkpoints"
+    folder = caches / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     (folder / "CARETrans_S0.pth.tar").write_bytes(published)
     model = timm.create_model("care_s0", pretrained=True, num_classes=10, in_chans=1)
@@ -81,7 +79,7 @@ def test_no_network_says_what_to_download_and_where_to_put_it(caches):
     message = str(error.value)
     assert "\n" not in message
     assert f"whose name carries S0 from https://huggingface.co/{REPO} by hand" in message
-    assert str(caches / "torch" / "checkpoints" / "CARETrans_S0.pth.tar") in message
+    assert str(caches / "hub" / "checkpoints" / "CARETrans_S0.pth.tar") in message
 
 
 def test_a_repository_without_the_file_says_what_it_holds(monkeypatch):
@@ -101,7 +99,7 @@ def test_a_damaged_transfer_is_removed(monkeypatch, caches, published):
 
 
 def test_a_published_file_of_another_model_is_refused(caches, published):
-    folder = caches / "torch" / "checkpoints"
+    folder = caches / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     (folder / "CARETrans_S2.pth.tar").write_bytes(published)
     with pytest.raises(ValueError, match=r"does not fit care_s2, nothing was loaded: \d+ missing: stages.0.blocks.2"):
