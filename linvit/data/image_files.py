@@ -44,7 +44,9 @@ def image_folder(path: Path, names: Sequence[str]) -> Path:
         places += [below[name] for name in wanted if name in below]
     places += [*image_folders, path.parent, root]
     sample = names[:: max(1, len(names) // _TRIED)]
-    hits = [sum((place / name).is_file() for name in sample if "\0" not in name) for place in places]
+    hits = [sum(_is_file(place, name) for name in sample) for place in places]
+    if not any(hits):  # another machine's names
+        hits = [sum(NameIndex(place).find(name) is not None for name in sample[:5]) for place in places]
     return places[hits.index(max(hits))]
 
 
@@ -57,7 +59,8 @@ def find_image_files(path: Path, folder: Path, names: Sequence[str]) -> list[str
     """Find the files that an annotation file names.
 
     Names that lead nowhere (backslashes, percent signs, another machine's folders, another case) are looked for by
-    their last part below the data's root; one line says how many were found so. What cannot be found keeps its name.
+    their last part in that folder and below it, not in those of other parts; one line says how many were found so. What
+    cannot be found keeps its name.
 
     Args:
         path: The annotation file.
@@ -68,7 +71,7 @@ def find_image_files(path: Path, folder: Path, names: Sequence[str]) -> list[str
         The names that lead to the files, from ``folder`` on.
     """
     known = {os.path.relpath(image, folder) for image in images_below(folder)}
-    index = NameIndex(data_root(path) if folder.is_relative_to(data_root(path)) else folder)
+    index = NameIndex(folder)
     found, example, count = [], "", 0
     for name in names:
         if name not in known and not _is_file(folder, name):

@@ -457,6 +457,16 @@ def test_what_was_mended_is_said_in_one_line(tmp_path: Path) -> None:
     assert "D:\\photos\\a.jpg" in [each["file_name"] for each in file.content["images"]], "which of two is open"
 
 
+def test_an_image_that_is_missing_is_not_taken_from_another_part(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        write_coco(tmp_path, f"annotations/instances_{part}.json", part, "E:\\data\\{}")
+    (tmp_path / "val" / "a.jpg").unlink()
+    with pytest.warns(UserWarning, match="1 file name was found by the last part"):
+        file = find_boxes(tmp_path)["val"](None)
+    assert file.images == tmp_path / "val"
+    assert [each["file_name"] for each in file.content["images"]] == ["E:\\data\\a.jpg", "b.jpg"]
+
+
 def test_polygons_without_area_go_where_whole_ones_are_beside_them(tmp_path: Path) -> None:
     write_coco(tmp_path, "annotations/instances_train.json", "images")
     path = tmp_path / "annotations" / "instances_train.json"
