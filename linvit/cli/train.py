@@ -87,6 +87,10 @@ def run(argv: list[str]) -> int:
         except ValueError as error:
             if "compute_fn" in str(error) and isinstance(error.__cause__, ValueError | OSError):
                 raise error.__cause__ from error  # what is wrong with the data, without jsonargparse's words around it
+            if "more than 1 value per channel" in str(error):
+                raise ValueError(
+                    "batch norm cannot learn from one image with a map of one pixel: raise --data.batch_size to 2"
+                ) from error
             raise
         except MisconfigurationException as error:
             raise ValueError(str(error)) from error

@@ -12,16 +12,12 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms import Compose
 
 from linvit.checks import require
-from linvit.data.datasets import ImageFolder, ImageSet, Mnist5k, Transform, collate
+from linvit.data.datasets import ImageSet, Transform, collate
 from linvit.data.loading import cores
 from linvit.data.module import VisionData, rank_zero_only
-from linvit.data.sources import Kind, Source, eval_dataset, open_source, warn_about
+from linvit.data.sources import Kind, Source, open_source, warn_about
 
-__all__ = ["ClassificationData", "ImageFolder", "Mnist5k", "collate", "eval_dataset"]
-
-DEFAULT_BATCH = 128
-LEAST_UPDATES = 8
-"""Updates that an epoch should have, where the batch size is not given."""
+__all__ = ["ClassificationData"]
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 
@@ -63,6 +59,7 @@ class ClassificationData(VisionData):
     """
 
     collate = staticmethod(collate)
+    default_batch_size = 128
 
     def __init__(
         self,
@@ -163,8 +160,7 @@ class ClassificationData(VisionData):
     def train_set(self) -> Any:
         """The training images, augmented; ValueError where they do not fill one batch."""
         dataset = self._source.train(self.train_transform, self.strict)
-        allowed = f"at most {len(dataset)}, the number of training images"
-        require((self._batch_size or 1) <= len(dataset), "batch_size", self._batch_size, allowed)
+        self._check_batch_size(len(dataset))
         dataset.least_side = self._least_side
         return self._kept(dataset)
 
@@ -172,11 +168,6 @@ class ClassificationData(VisionData):
     def val_set(self) -> Any:
         """The held-out images, centre-cropped."""
         return self._kept(self._source.held_out(self.eval_transform, self.strict))
-
-    @property
-    def batch_size(self) -> int:
-        """Images per batch and device."""
-        return self._batch_size or min(DEFAULT_BATCH, max(1, len(self.train_set) // LEAST_UPDATES))
 
     def setup(self, stage: str | None = None) -> None:
         """Find the images now, so that a wrong folder is reported before anything starts."""

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from linvit.data.images import UnreadableImage, images_below, load_image, read_or_next
+from linvit.data.images import UnreadableImage, holds_images, images_below, load_image, read_or_next
 from linvit.data.loading import progress
+from linvit.data.parts import some, subfolders
 
 EVAL_FOLDERS = ("val", "validation", "test")
 DIGITS = [str(digit) for digit in range(10)]
@@ -122,7 +124,7 @@ class ImageFolder(ImageSet):
     Args:
         root: The folder that holds the class folders; hidden folders and files are left out.
         classes: Class names in the order of the targets, of which any number may lack a folder. By default the sorted
-            names of the folders.
+            names of the folders that hold images.
         transform: Turns the image, in mode RGB, into what a sample holds.
         strict: Raise on an unreadable image.
         replace_unreadable: Put the next readable sample in the place of an unreadable one.
@@ -130,7 +132,7 @@ class ImageFolder(ImageSet):
     Raises:
         FileNotFoundError: ``root`` is missing.
         NotADirectoryError: ``root`` is a file.
-        ValueError: No class folders, no images, class folders without images, or folders that are no known class.
+        ValueError: No class folders, no images, or folders with images that are no known class.
     """
 
     def __init__(
@@ -142,7 +144,10 @@ class ImageFolder(ImageSet):
         replace_unreadable: bool = False,
     ) -> None:
         self.root = Path(root)
-        folders = class_folders(self.root)
+        images = {name: images_below(self.root / name) for name in class_folders(self.root)}
+        folders = [name for name, paths in images.items() if paths]
+        if not folders:
+            raise ValueError(f"no image in any class folder of {self.root}: {some(images)}")
         self.classes = folders if classes is None else classes
         indices = {name: index for index, name in enumerate(self.classes)}
         unknown = [name for name in folders if name not in indices]
@@ -150,13 +155,7 @@ class ImageFolder(ImageSet):
             raise ValueError(
                 f"{self.root} has folders that are none of the {len(self.classes)} known classes: {some(unknown)}"
             )
-        images = {name: images_below(self.root / name) for name in folders}
-        empty = [name for name, paths in images.items() if not paths]
-        if len(empty) == len(folders):
-            raise ValueError(f"no image in any class folder of {self.root}: {some(empty)}")
-        if empty:
-            raise ValueError(f"{self.root} has class folders without images: {some(empty)}")
-        self.samples = [(path, indices[name]) for name, paths in images.items() for path in paths]
+        self.samples = [(path, indices[name]) for name in folders for path in images[name]]
         self.transform = transform
         self.strict = strict
         self.replace_unreadable = replace_unreadable
@@ -216,17 +215,38 @@ def collate(samples: list[Sample]) -> Batch:
 
 
 def class_folders(root: Path) -> list[str]:
-    """List the names of the class folders in ``root``, sorted.
+    """List the names of the folders in ``root``, sorted, but for hidden ones and what archivers leave behind.
 
     Raises:
         FileNotFoundError: ``root`` is missing.
         NotADirectoryError: ``root`` is a file.
         ValueError: It holds no folders.
     """
-    folders = _subfolders(root)
+    folders = [folder.name for folder in subfolders(root)]
     if not folders:
         raise ValueError(f"{root} has no class folders; expected {root}/CLASS/IMAGE")
     return folders
+
+
+def classes_of(train: Path, held_out: Path | None) -> list[str]:
+    """List the classes of a data set: the folders of its training part that hold images there or in the held-out part.
+
+    A line names the folders that hold none, which are no classes, or classes that cannot be learned.
+
+    Raises:
+        OSError: A folder is missing.
+        ValueError: There are no class folders.
+    """
+    names = class_folders(train)
+    empty = [name for name in names if not holds_images(train / name)]
+    expected = [name for name in empty if held_out is not None and holds_images(held_out / name)]
+    for said, found in (
+        ("have held-out images and none to learn from", expected),
+        ("hold no image and are passed over", [name for name in empty if name not in expected]),
+    ):
+        if found and len(empty) < len(names):
+            warnings.warn(f"{train}: class folders {said}: {some(found)}", stacklevel=4)
+    return [name for name in names if name not in empty or name in expected]
 
 
 def split_folders(root: Path) -> tuple[Path, Path | None]:
@@ -236,7 +256,7 @@ def split_folders(root: Path) -> tuple[Path, Path | None]:
         FileNotFoundError: ``root`` is missing, or there is nothing to train on in it.
         NotADirectoryError: ``root`` is a file.
     """
-    has = _subfolders(root)
+    has = [folder.name for folder in subfolders(root)]
     train, held_out = _split(root, ("train",)), _split(root, EVAL_FOLDERS)
     if train is None and held_out is not None:
         raise FileNotFoundError(f"{root} lacks train/CLASS/IMAGE; its folders: {some(has)}")
@@ -250,20 +270,6 @@ def held_out_folder(root: str) -> str | Path:
 
 def _split(root: str | os.PathLike[str], names: tuple[str, ...]) -> Path | None:
     return next((Path(root) / name for name in names if (Path(root) / name).is_dir()), None)
-
-
-def _subfolders(root: Path) -> list[str]:
-    if not root.exists():
-        raise FileNotFoundError(f"data folder {root} does not exist")
-    if not root.is_dir():
-        raise NotADirectoryError(f"{root} is a file, not a data folder")
-    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
-
-
-def some(names: list[str]) -> str:
-    """Name the first few of a list."""
-    shown = ", ".join(names[:5]) or "none"
-    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
 
 
 def _apply(transform: Transform | None, image: Image.Image) -> Any:

@@ -30,7 +30,7 @@ class DetectionData(VisionData):
         size: Pixels that the shorter side is brought to in evaluation; null: 800, or 96 for the digit scenes.
         max_size: Most pixels of the longer side then, in training and evaluation.
         train_sizes: Pixels for the shorter side in training, of which each image gets one at random; null: size.
-        batch_size: Images per batch and device.
+        batch_size: Images per batch and device; null: 16, or fewer where an epoch would have less than 8 updates.
         workers: Processes that load images, 0 for the main one; null: one per core, 16 at most.
         strict: Stop at the first unreadable image.
         hflip: Probability of mirroring a training image left to right; null: 0.5 for folders, 0 for digit scenes.
@@ -49,6 +49,7 @@ class DetectionData(VisionData):
     """
 
     collate = staticmethod(collate_detection)
+    default_batch_size = 16
 
     def __init__(
         self,
@@ -56,7 +57,7 @@ class DetectionData(VisionData):
         size: int | None = None,
         max_size: int = 1333,
         train_sizes: Sequence[int] | None = None,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         workers: int | None = None,
         strict: bool = False,
         hflip: float | None = None,
@@ -84,7 +85,7 @@ class DetectionData(VisionData):
         given = any((*self._train_files, *self._val_files))
         require(root is not None or not given, "root", root, "a folder where annotations or images are named")
         require(0 < val_share < 1, "val_share", val_share, "between 0 and 1")
-        require(batch_size >= 1, "batch_size", batch_size, "at least 1")
+        require(batch_size is None or batch_size >= 1, "batch_size", batch_size, "at least 1, or null")
         require(workers is None or workers >= 0, "workers", workers, "0 or more")
         require(0 <= hflip <= 1, "hflip", hflip, "between 0 and 1")
         require(seed >= 0, "seed", seed, "0 or more")
@@ -93,7 +94,7 @@ class DetectionData(VisionData):
         self.seed = seed
         self.size = size
         self.max_size = max_size
-        self.batch_size = batch_size
+        self._batch_size = batch_size
         self.workers = min(16, cores()) if workers is None else workers
         self.strict = strict
         self.keep_empty = keep_empty
@@ -153,6 +154,5 @@ class DetectionData(VisionData):
                     f"a pixel inside their image and are left out of training, such as annotation {train.left_out[0]}",
                     stacklevel=2,
                 )
-        allowed = f"at most {len(train)}, the number of training images"
-        require(self.batch_size <= len(train), "batch_size", self.batch_size, allowed)
+        self._check_batch_size(len(train))
         return train, held_out

@@ -4,12 +4,12 @@ import contextlib
 import glob
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 T = TypeVar("T")
 
@@ -17,11 +17,21 @@ IMAGE_EXTENSIONS = (
     ".avif",
     ".bmp",
     ".gif",
+    ".heic",
+    ".heif",
+    ".hif",
+    ".j2k",
     ".jfif",
+    ".jp2",
+    ".jpe",
     ".jpeg",
     ".jpg",
+    ".jpx",
+    ".mpo",
+    ".pbm",
     ".pgm",
     ".png",
+    ".pnm",
     ".ppm",
     ".tif",
     ".tiff",
@@ -29,6 +39,9 @@ IMAGE_EXTENSIONS = (
 )
 """File name endings, in lower case, by which folders and patterns are searched; upper case counts too."""
 
+
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+"""What follows ``ftyp`` at the beginning of the files that phones write; AVIF's brands are Pillow's own."""
 
 _ORIENTATION = 0x0112
 """EXIF's number of the tag that says how to turn an image."""
@@ -73,7 +86,7 @@ def load_image(
             range (floating point, or integers outside 16 bits).
     """
     try:
-        with Image.open(path if content is None else io.BytesIO(content)) as image:
+        with open_image(path, content) as image:
             if least_side is not None and min(image.size) > least_side:
                 image.draft(None, (least_side, least_side))  # does nothing but for JPEG
             image.load()
@@ -85,6 +98,36 @@ def load_image(
     except Exception as error:  # On damaged files Pillow's decoders raise almost anything.
         empty = not (os.path.getsize(path) if content is None and os.path.isfile(path) else content)
         raise UnreadableImage(f"cannot read image {path}: {why_unreadable(error, empty)}", path) from error
+
+
+def open_image(path: str | os.PathLike[str], content: bytes | None = None) -> ImageFile.ImageFile:
+    """Open an image as Pillow does, HEIC too.
+
+    Args:
+        path: The file.
+        content: What is in it, if it lies in an archive.
+
+    Raises:
+        Exception: Whatever Pillow raises; a ModuleNotFoundError for a HEIC file without the library that reads it.
+    """
+    try:
+        return Image.open(path if content is None else io.BytesIO(content))
+    except UnidentifiedImageError:
+        if not _is_heif(path, content):
+            raise
+    try:
+        import pillow_heif
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError('it is HEIC, which needs: pip install "linvit[heic]"') from error
+    pillow_heif.register_heif_opener()
+    return Image.open(path if content is None else io.BytesIO(content))
+
+
+def _is_heif(path: str | os.PathLike[str], content: bytes | None) -> bool:
+    if content is None:
+        with open(path, "rb") as file:
+            content = file.read(12)
+    return content[4:8] == b"ftyp" and content[8:12] in HEIF_BRANDS
 
 
 def load_image_of(path: str | os.PathLike[str], size: tuple[int | None, int | None]) -> Image.Image:
@@ -118,7 +161,7 @@ def image_size(path: str | os.PathLike[str], upright: bool = False) -> tuple[int
         upright: Those of the image as its EXIF orientation says, not as it is stored.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             turned = upright and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
             return (image.height, image.width) if turned else image.size
     except Exception:  # On damaged files Pillow's decoders raise almost anything.
@@ -200,11 +243,18 @@ def images_below(folder: str | os.PathLike[str]) -> list[str]:
     Raises:
         OSError: A folder cannot be listed.
     """
-    images = []
+    return sorted(_walk(folder))
+
+
+def holds_images(folder: str | os.PathLike[str]) -> bool:
+    """Say whether there is an image in a folder or below it, which need not exist; looks no further than the first."""
+    return os.path.isdir(folder) and next(_walk(folder), None) is not None
+
+
+def _walk(folder: str | os.PathLike[str]) -> Iterator[str]:
     for where, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(where, name)]
-        images += [os.path.join(where, name) for name in files if _is_image_name(name)]
-    return sorted(images)
+        yield from (os.path.join(where, name) for name in files if _is_image_name(name))
 
 
 def _leads_back(where: str, name: str) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from linvit.data.box_layouts import find_json
 from linvit.data.coco import CocoFile, read_coco
 from linvit.data.drawn_masks import DrawnMasks
-from linvit.data.images import images_below
+from linvit.data.images import holds_images, images_below
 from linvit.data.layouts import Found, Layout, find_layout, part_to_evaluate, parts_to_train
 from linvit.data.legends import CITYSCAPES, VOC, Legend
 from linvit.data.masks import MaskFiles
@@ -267,7 +267,7 @@ def _parts(folders: Iterable[Path], part: str) -> list[Path]:
 
 def _may_hold_images(folder: Path) -> bool:
     """Say whether a folder holds images, or nothing yet; a folder of JSON or XML files holds no masks."""
-    return bool(images_below(folder)) or not any(files for _, _, files in os.walk(folder))
+    return holds_images(folder) or not any(files for _, _, files in os.walk(folder))
 
 
 def _mixed(folder: Path) -> tuple[list[str], None] | None:

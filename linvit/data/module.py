@@ -1,7 +1,7 @@
 """What data modules share: loaders that go on where a run was stopped, and that share the images over devices."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader
@@ -15,16 +15,26 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError('data modules need Lightning: pip install "linvit[train]"') from error
 
-__all__ = ["VisionData", "rank_zero_only"]
+__all__ = ["Indexed", "VisionData", "rank_zero_only"]
+
+
+LEAST_UPDATES = 8
+"""Updates that an epoch should have, where the batch size is not given."""
+
+
+class Indexed(Protocol):
+    """A data set whose items are found by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 class VisionData(LightningDataModule):
     """Loads batches of a training set and of a held-out set, which a data module for a task provides.
 
     Attributes:
-        train_set: The training images, by index.
-        val_set: The held-out images, by index.
-        batch_size: Images per batch and device.
+        default_batch_size: Most images per batch and device where settings give no number.
         val_batch_size: The same for held-out images; None for as many.
         workers: Processes that load images, 0 for the main one.
         seed: Decides the order of the training images and their augmentation.
@@ -32,15 +42,37 @@ class VisionData(LightningDataModule):
         collate: Makes a batch of samples.
     """
 
-    train_set: Any
-    val_set: Any
-    batch_size: Any
+    default_batch_size: int
     val_batch_size: int | None = None
     workers: int
     seed: int = 0
     repeats: int = 1
     collate: Callable[[list[Any]], Any]
+    _batch_size: int | None = None
     _resumed: dict[str, int] | None = None
+
+    @property
+    def train_set(self) -> Indexed:
+        """The training images, by index."""
+        raise NotImplementedError
+
+    @property
+    def val_set(self) -> Indexed:
+        """The held-out images, by index."""
+        raise NotImplementedError
+
+    @property
+    def batch_size(self) -> int:
+        """Images per batch and device: as given, or fewer than usual where an epoch would have less than 8 updates.
+
+        It is two at least, as batch norm cannot learn from one value, unless there is but one image.
+        """
+        count = len(self.train_set)
+        return self._batch_size or min(self.default_batch_size, count, max(2, count // LEAST_UPDATES))
+
+    def _check_batch_size(self, count: int) -> None:
+        allowed = f"at most {count}, the number of training images"
+        require((self._batch_size or 1) <= count, "batch_size", self._batch_size, allowed)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled full batches; the images left over at the end of an epoch are dropped."""

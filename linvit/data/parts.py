@@ -144,7 +144,7 @@ def _common_end(one: Sequence[str], other: Sequence[str]) -> int:
     return count
 
 
-def held_out(paths: Sequence[str], share: float) -> list[bool]:
+def held_out(paths: Sequence[str], share: float, groups: Sequence[int] | None = None) -> list[bool]:
     """Choose what to hold out of images that have no held-out part, by the content of their files.
 
     It is the same choice whenever it is made, on any machine, and copies of an image stay together. What cannot be read
@@ -153,20 +153,28 @@ def held_out(paths: Sequence[str], share: float) -> list[bool]:
     Args:
         paths: The images.
         share: Share of the distinct images to hold out: at least one, and not all.
+        groups: The group of each image, such as its class, within each of which that share is held out; None for one.
 
     Returns:
-        For each image, whether it is held out; all False where there is but one.
+        For each image, whether it is held out; all False in a group of but one image.
     """
-    keys = []
-    for path in progress(paths, len(paths), "splitting"):
-        try:
-            keys.append(fingerprint(path))
-        except OSError:
-            keys.append(hashlib.blake2b(os.path.basename(path).encode(), digest_size=16).hexdigest())
-    distinct = sorted(set(keys))
-    count = min(max(1, round(share * len(distinct))), len(distinct) - 1)
-    chosen = set(distinct[:count])
-    return [key in chosen for key in keys]
+    keys: dict[int, list[str]] = defaultdict(list)
+    owners = [0] * len(paths) if groups is None else groups
+    prints = [_print(path) for path in progress(paths, len(paths), "splitting")]
+    for owner, key in zip(owners, prints, strict=True):
+        keys[owner].append(key)
+    chosen = {}
+    for owner, found in keys.items():
+        distinct = sorted(set(found))
+        chosen[owner] = set(distinct[: min(max(1, round(share * len(distinct))), len(distinct) - 1)])
+    return [key in chosen[owner] for owner, key in zip(owners, prints, strict=True)]
+
+
+def _print(path: str) -> str:
+    try:
+        return fingerprint(path)
+    except OSError:
+        return hashlib.blake2b(os.path.basename(path).encode(), digest_size=16).hexdigest()
 
 
 def fingerprint(path: str) -> str:

@@ -35,7 +35,7 @@ class SegmentationData(VisionData):
         values: Mask value of each class, in order; null: 0, 1, 2, ..., or 0 and 255 where two classes have these.
         ignore: Mask values that count for nothing, neither in training nor in figures.
         reduce_zero_label: Mask value 0 counts for nothing and the classes start at 1, as in ADE20K.
-        batch_size: Windows per batch and device.
+        batch_size: Windows per batch and device; null: 16, or fewer where an epoch would have less than 8 updates.
         workers: Processes that load images, 0 for the main one; null: one per core, 16 at most.
         strict: Stop at the first unreadable file.
         crop_size: Height and width of the training windows in pixels, or one number for both; null: 512 for folders,
@@ -62,6 +62,7 @@ class SegmentationData(VisionData):
     """
 
     collate = staticmethod(collate_masks)
+    default_batch_size = 16
     val_batch_size = 1  # sizes may differ
 
     def __init__(
@@ -71,7 +72,7 @@ class SegmentationData(VisionData):
         values: list[int] | None = None,
         ignore: tuple[int, ...] = (IGNORED,),
         reduce_zero_label: bool = False,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         workers: int | None = None,
         strict: bool = False,
         crop_size: int | tuple[int, int] | None = None,
@@ -95,7 +96,7 @@ class SegmentationData(VisionData):
             hflip = 0.0 if root is None else 0.5
         crop_size = crop_size or (96 if root is None else 512)
         window = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
-        require(batch_size >= 1, "batch_size", batch_size, "at least 1")
+        require(batch_size is None or batch_size >= 1, "batch_size", batch_size, "at least 1, or null")
         require(workers is None or workers >= 0, "workers", workers, "0 or more")
         require(min(window) >= 1, "crop_size", crop_size, "at least 1")
         require(short_side is None or short_side >= 1, "short_side", short_side, "at least 1")
@@ -106,7 +107,7 @@ class SegmentationData(VisionData):
         require(seed >= 0, "seed", seed, "0 or more")
         self.root = root
         self.seed = seed
-        self.batch_size = batch_size
+        self._batch_size = batch_size
         self.workers = min(16, cores()) if workers is None else workers
         self.strict = strict
         self._given = classes
@@ -155,8 +156,7 @@ class SegmentationData(VisionData):
     def train_set(self) -> MaskFolder | DigitMasks:
         """The training images, windows of them; ValueError where they do not fill one batch."""
         dataset = self._open(True, self.train_transform)
-        allowed = f"at most {len(dataset)}, the number of training images"
-        require(self.batch_size <= len(dataset), "batch_size", self.batch_size, allowed)
+        self._check_batch_size(len(dataset))
         return dataset
 
     @cached_property

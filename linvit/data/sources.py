@@ -3,11 +3,9 @@
 Every source is opened by index, so that order, augmentation and resuming are the same for all of them.
 """
 
-import hashlib
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -21,21 +19,17 @@ from linvit.data.datasets import (
     ImageSet,
     Mnist5k,
     Transform,
-    class_folders,
+    classes_of,
     held_out_folder,
-    some,
     split_folders,
 )
 from linvit.data.images import load_image
-from linvit.data.loading import progress
+from linvit.data.parts import fingerprint, held_out, some
 from linvit.data.shards import Shards, are_shards, find_shards, listed_classes
 
 __all__ = ["Kind", "Source", "eval_dataset", "open_source", "warn_about"]
 
 Kind = Literal["auto", "folder", "shards", "huggingface"]
-
-HEAD = 65536
-"""Bytes of a file that, with its size, tell it from others."""
 
 
 class Source(ABC):
@@ -106,7 +100,7 @@ class _Folders(Source):
     def __init__(self, root: Path, val_share: float) -> None:
         self._train, self._held_out = split_folders(root)
         self._share = val_share
-        self.classes = class_folders(self._train)
+        self.classes = classes_of(self._train, self._held_out)
 
     def train(self, transform: Transform | None, strict: bool) -> ImageFolder:
         found = ImageFolder(self._train, self.classes, transform, strict, replace_unreadable=True)
@@ -123,23 +117,20 @@ class _Folders(Source):
     @cached_property
     def _split(self) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
         """Split each class by the content of its files: the same whenever it is done, and copies stay together."""
-        groups: dict[int, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
         found = ImageFolder(self._train, self.classes).samples
-        for path, target in progress(found, len(found), "splitting"):
-            groups[target][fingerprint(path)].append(path)
-        lonely = [self.classes[target] for target, group in groups.items() if len(group) < 2]
+        chosen = held_out([path for path, _ in found], self._share, [target for _, target in found])
+        lonely = {target for _, target in found}
+        lonely -= {target for (_, target), taken in zip(found, chosen, strict=True) if taken}
         if lonely:
+            name = self.classes[min(lonely)]
             raise ValueError(
-                f"{self._train} has no held-out part, and none can be split off {lonely[0]}: it has one image; give it "
-                f"two, or make {self._train}/val"
+                f"{self._train} has no held-out part, and none can be split off {name}: it has one image; give it two, "
+                f"or make {self._train}/val"
             )
         parts: tuple[list[tuple[str, int]], ...] = ([], [])
-        for target, group in groups.items():
-            count = min(max(1, round(self._share * len(group))), len(group) - 1)
-            for rank, key in enumerate(sorted(group)):
-                parts[rank < count].extend((path, target) for path in group[key])
-        train, held_out = (sorted(part, key=lambda sample: (sample[1], sample[0])) for part in parts)
-        return train, held_out
+        for sample, taken in zip(found, chosen, strict=True):
+            parts[taken].append(sample)
+        return parts[0], parts[1]
 
 
 class _ShardSource(Source):
@@ -273,12 +264,6 @@ def _renumber(found: ImageSet, classes: list[str], data: str) -> None:
         raise ValueError(f"{data} has classes that are none of the {len(classes)} known classes: {some(unknown)}")
     found.samples = [(name, places[found.classes[target]]) for name, target in found.samples]
     found.classes = classes
-
-
-def fingerprint(path: str) -> str:
-    """Return what tells a file's content from others: a hash of its size and beginning."""
-    with open(path, "rb") as file:
-        return hashlib.blake2b(f"{os.path.getsize(path)}:".encode() + file.read(HEAD), digest_size=16).hexdigest()
 
 
 def warn_about(train: ImageSet, held_out: ImageSet, most: int = 20_000) -> None:

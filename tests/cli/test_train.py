@@ -451,3 +451,20 @@ def test_help_shows_examples_and_the_settings(capsys: pytest.CaptureFixture[str]
     assert "examples:\n  linvit train " in out
     for flag in ("--model.ema_decay", "--data.root", "--trainer.max_epochs", "--resume", "--out", "--strict", "--json"):
         assert flag in out
+
+
+def test_batches_of_one_image_are_refused_in_one_line_and_never_chosen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(9):
+        folder = tmp_path / "few" / ("odd" if number % 2 else "even")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (20 * number, 9, 9)).save(folder / f"{number}.png")
+    given = [each for each in arguments(tmp_path / "few", tmp_path / "a", 1) if "batch_size" not in each]
+    given = [each.replace("test_efficientnet", "care_s0") for each in given]
+    small = "--model.model_args={depths: [1, 1, 1, 1], dims: [4, 4, 16, 32], layer_scale_init_value: 0.5}"
+    assert main([*given, small, "--trainer.limit_train_batches=1"]) == 0
+    capsys.readouterr()
+    assert main([*given[:-1], f"--out={tmp_path / 'b'}", small, "--data.batch_size=1"]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert "batch norm cannot learn from one image with a map of one pixel: raise --data.batch_size to 2" in line

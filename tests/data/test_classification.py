@@ -11,7 +11,8 @@ from jsonargparse import ArgumentParser
 from PIL import Image
 from timm.data import auto_augment as timm_policies
 
-from linvit.data.classification import ClassificationData, ImageFolder, _posterize
+from linvit.data.classification import ClassificationData, _posterize
+from linvit.data.datasets import ImageFolder
 from tests.data.conftest import MakeFolder
 
 
@@ -255,3 +256,31 @@ def test_training_decodes_no_more_than_its_smallest_crop_shows(tmp_path: Path) -
     assert (width, height) == (400, 300)
     assert (0.08 * width * height * 3 / 4) ** 0.5 >= 64, "the shorter side of the smallest crop"
     assert data.val_set.load(0).size == (1600, 1200)
+
+
+def test_what_no_class_is_is_passed_over_and_an_empty_class_warned_of(tmp_path: Path, make_folder: MakeFolder) -> None:
+    root = make_folder("photos", {"ant": 4, "bee": 4, "__MACOSX": 1, "@eaDir": 1, ".cache": 1, "cat": 0, "notes": 0})
+    (root / "notes" / "read.txt").touch()
+    data = ClassificationData(str(root), img_size=16, workers=0)
+    with pytest.warns(UserWarning, match="class folders hold no image and are passed over: cat, notes$"):
+        assert data.classes == ["ant", "bee"]
+    data.setup()
+    assert {target for _, target in data.train_set.samples} == {0, 1}
+    make_folder("parts/train", {"ant": 2, "bee": 2, "cat": 0})
+    make_folder("parts/val", {"ant": 1, "cat": 1, "__MACOSX": 1})
+    data = ClassificationData(str(tmp_path / "parts"), img_size=16, workers=0)
+    with pytest.warns(UserWarning, match="class folders have held-out images and none to learn from: cat$"):
+        assert data.classes == ["ant", "bee", "cat"]
+    data.setup()
+    assert [target for _, target in data.val_set.samples] == [0, 2]
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 9, 15, 17, 23, 33, 129, 1029])
+def test_no_batch_that_is_chosen_for_the_user_has_one_image(count: int) -> None:
+    """What is left of an epoch is left out, so that no last batch is smaller than the others."""
+    data = ClassificationData(img_size=16, workers=0)
+    vars(data)["train_set"] = range(count)
+    sizes = {len(batch) for batch in data.train_dataloader().sampler}
+    assert sizes == {data.batch_size}
+    assert 2 <= data.batch_size <= count
+    assert data.batch_size == 2 or count // data.batch_size >= 8

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from linvit.data.images import IMAGE_EXTENSIONS, UnreadableImage, find_images, load_image
+from linvit.data.images import IMAGE_EXTENSIONS, UnreadableImage, find_images, image_size, load_image
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -213,7 +213,8 @@ def test_linked_folders_are_searched(photos: Path, tmp_path_factory: pytest.Temp
 
 
 def test_extensions_are_what_pillow_opens() -> None:
-    assert set(IMAGE_EXTENSIONS) <= set(Image.registered_extensions())
+    heic = {".heic", ".heif", ".hif"}  # read by a library of its own
+    assert set(IMAGE_EXTENSIONS) - heic <= set(Image.registered_extensions())
 
 
 def test_reading_images_does_not_import_lightning() -> None:
@@ -237,3 +238,55 @@ def test_large_photos_may_be_decoded_smaller(tmp_path: Path, least_side: int | N
     assert np.abs(np.asarray(found, dtype=int) - np.asarray(whole)).max() <= 3
     assert load_image(tmp_path / "photo.png", least_side=least_side).size == (1600, 1200)
     assert load_image("photo", (tmp_path / "photo.jpg").read_bytes(), least_side).size == found.size
+
+
+def write_heic(path: Path) -> Path:
+    pillow_heif = pytest.importorskip("pillow_heif", reason='HEIC needs: pip install "linvit[heic]"')
+    pixels = np.zeros((40, 60, 3), dtype=np.uint8)
+    pixels[:, :30] = (200, 40, 40)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, as phones write it
+    pillow_heif.from_pillow(Image.fromarray(pixels)).save(path, exif=exif.tobytes(), quality=95)
+    return path
+
+
+def test_photos_of_phones_are_read_upright(tmp_path: Path) -> None:
+    path = write_heic(tmp_path / "IMG_0001.HEIC")
+    disguised = path.with_suffix(".jpg")  # as some programs send them
+    disguised.write_bytes(path.read_bytes())
+    for each in find_images([str(tmp_path)]):
+        image = load_image(each)
+        assert (image.mode, image.size) == ("RGB", (40, 60))
+        top, bottom = np.asarray(image)[10, 20], np.asarray(image)[50, 20]
+        assert abs(top.astype(int) - (200, 40, 40)).max() < 12
+        assert bottom.max() < 12
+        assert image_size(each, upright=True) == (40, 60)
+    assert load_image("in/an/archive", path.read_bytes()).size == (40, 60)
+
+
+def test_without_its_library_a_heic_file_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_heic(tmp_path / "a.heic")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "HEIF"])
+    with pytest.raises(UnreadableImage, match=r'a\.heic: it is HEIC, which needs: pip install "linvit\[heic\]"$'):
+        load_image(path)
+
+
+def test_jpeg_2000_is_found_and_read(tmp_path: Path) -> None:
+    for name in ("a.jp2", "b.J2K"):
+        Image.new("RGB", (20, 10), (10, 200, 30)).save(tmp_path / name, "JPEG2000")
+    found = find_images([str(tmp_path)])
+    assert [path.name for path in found] == ["a.jp2", "b.J2K"]
+    assert all(load_image(path).getpixel((3, 3)) == (10, 200, 30) for path in found)
+
+
+def test_links_that_lead_back_end(tmp_path: Path) -> None:
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "up").symlink_to(tmp_path)
+    (tmp_path.parent / f"{tmp_path.name}-other").mkdir()
+    other = tmp_path.parent / f"{tmp_path.name}-other"
+    Image.new("RGB", (2, 2)).save(other / "b.png")
+    (tmp_path / "linked").symlink_to(other)
+    assert [path.name for path in find_images([str(tmp_path)])] == ["a.png", "b.png"]
