@@ -22,7 +22,7 @@ def peak_memory(call: Callable[[], Any], device: str = "cpu") -> int:
     freed memory is handed back first, so that the call cannot hide in it. On CUDA it is what torch allocated.
 
     Raises:
-        RuntimeError: The CPU's memory is asked for on another system than Linux.
+        OSError: The CPU's memory is asked for on another system than Linux.
     """
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
@@ -32,7 +32,7 @@ def peak_memory(call: Callable[[], Any], device: str = "cpu") -> int:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     if not _CLEAR_REFS.exists():
-        raise RuntimeError("peak memory on the CPU is read from /proc, which only Linux has")
+        raise OSError("peak memory on the CPU is read from /proc, which only Linux has")
     gc.collect()
     _return_free_memory()
     before = _resident("VmRSS")

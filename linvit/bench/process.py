@@ -19,7 +19,7 @@ def contender_memory(contender: Contender, folder: Path) -> int:
     command = [sys.executable, "-m", "linvit.bench.process", json.dumps(contender.record), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{contender.name}: {done.stderr.strip().splitlines()[-1]}")
+        raise ValueError(f"{contender.name}: {done.stderr.strip().splitlines()[-1]}")
     return int(done.stdout.split()[-1])
 
 

@@ -4,6 +4,7 @@ import importlib
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from typing import Any, TextIO
@@ -19,6 +20,8 @@ COMMANDS = {
 }
 """Name of a command: its module, which is imported when the command is run, and its line in the help."""
 
+BUG = "linvit: this looks like a bug of linvit: please report it, with the command and all of this"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
@@ -28,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 for success, 2 for an error that the user can do something about, 130 for Ctrl-C.
+
+    Raises:
+        Exception: What went wrong is a bug.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
@@ -52,8 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BrokenPipeError:  # whoever read the output has seen enough, as `head` has
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        except (ValueError, OSError, ImportError, RuntimeError, AssertionError) as error:
+        except Exception as error:
             if debug:
+                raise
+            if not _is_known(error):
+                error.add_note(BUG)
                 raise
             print(f"linvit: error: {_one_line(error)}", file=sys.stderr)
             return 2
@@ -63,6 +72,24 @@ def _command(name: str) -> Any:
     if name not in COMMANDS:
         raise ValueError(f"unknown command {name!r}; there are {', '.join(COMMANDS)} (see linvit --help)")
     return importlib.import_module(COMMANDS[name][0])
+
+
+def _is_known(error: Exception) -> bool:
+    """Tell what went wrong with what the user gave or has from what went wrong within linvit."""
+    if isinstance(error, ValueError | OSError | ImportError):
+        return True
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if "OutOfMemoryError" in names or "DataLoader worker" in str(error):
+        return True
+    # timm's models say so where images do not suit them; a check without words is for its programmers.
+    return isinstance(error, AssertionError) and bool(str(error)) and _raised_in(error) == "timm"
+
+
+def _raised_in(error: Exception) -> str:
+    """Return the package that raised an error, torch's own check functions aside."""
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    packages = [module.partition(".")[0] for module in modules]
+    return next((package for package in reversed(packages) if package != "torch"), "")
 
 
 def _help() -> str:
@@ -103,6 +130,8 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     text = str(error).strip() or type(error).__name__
+    if "OutOfMemoryError" in type(error).__name__:
+        return "the device has too little memory: take smaller images, or fewer at a time (--batch-size)"
     if isinstance(error, ModuleNotFoundError) and "pip install" not in text:
         text += ': pip install "linvit[train,detect,segment,deploy]"'
     if found := re.search(r"DataLoader worker .*?(?:killed by (signal: [^.]*)|exited unexpectedly)", text):

@@ -36,7 +36,7 @@ from linvit.tasks.faults import SkipNotFinite, StepSeed
 _DESCRIPTION = """Train a model and keep everything about it in a run folder.
 
 examples:
-  linvit train                                                  CARE-S0 on the embedded digits
+  linvit train                                                  CARE-S0 on the embedded digits, as --config demo
   linvit train --data.root photos --trainer.max_epochs 30       on photos/train/CLASS/* and photos/val/CLASS/*
   linvit train --config recipe.yaml --model.lr 5e-4             a recipe, with a setting changed
   linvit train --resume runs/care_s0-20250101-120000            continue, with --trainer.max_epochs for longer
@@ -117,6 +117,7 @@ class TrainCLI(LightningCLI):
         checkpoint: Keeps ``last.ckpt``.
         skipping: Skips updates that are not finite.
         keeper: Keeps the best weights.
+        is_demo: Whether neither data nor a model is named, and so the demonstration is run.
     """
 
     def __init__(self, argv: Sequence[str]) -> None:
@@ -124,12 +125,17 @@ class TrainCLI(LightningCLI):
         peek.add_argument("--resume", type=Path)
         peek.add_argument("--task")
         peek.add_argument("--config", "-c", action="append", default=[])
+        peek.add_argument("--data.root", dest="data")
+        peek.add_argument("--model.name", dest="model")
         argv = _recipes_found(argv)
         first, _ = peek.parse_known_args(argv)
         if first.resume:
             files.check_resumable(first.resume)
             first.config.insert(0, str(first.resume / files.CONFIG))
             argv = ["--config", first.config[0], *argv]
+        self.is_demo = not (first.config or first.data or first.model) and first.task in (None, "classify")
+        if self.is_demo:  # digits of 28 pixels need neither 224 of them nor what is made for 300 epochs
+            argv = ["--config", str(recipes.find("demo")), *argv]
         name = first.task or _task_in(first.config) or "classify"
         if name not in TASKS:
             raise ValueError(f"--task {name!r} is not known; there is {', '.join(TASKS)}")
@@ -272,6 +278,11 @@ def _fit(cli: TrainCLI) -> float:
     """Train; return the seconds that took."""
     if getattr(rank_zero_only, "rank", 0) == 0:
         files.write_text(cli.folder / files.CONFIG, cli.settings())
+        if cli.is_demo:
+            print(
+                "no --data.root, --model.name or --config: embedded digits, trained as by --config demo",
+                file=sys.stderr,
+            )
         parameters = sum(parameter.numel() for parameter in cli.model.model.parameters())
         print(
             f"{cli.title}, {parameters / 1e6:.1f} M parameters, {len(cli.datamodule.classes)} classes, "

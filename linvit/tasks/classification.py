@@ -99,8 +99,7 @@ class ClassificationTask(VisionTask):
             if mixup or cutmix
             else None
         )
-        # In a tuple, so that it is no part of this module: it is neither trained nor kept.
-        self._teacher = (Teacher(load_teacher(teacher), teacher_size),) if teacher else ()
+        self.teacher = Teacher(load_teacher(teacher), teacher_size) if teacher else None
         self.figures = {"top1": "top-1", "top5": "top-5", "loss": "loss"}
         self.val_loss = MeanMetric()
         self.val_accuracy = MetricCollection(
@@ -126,13 +125,14 @@ class ClassificationTask(VisionTask):
 
     def on_fit_start(self) -> None:
         """Acquaint the teacher with the images and classes of the data."""
-        for teacher in self._teacher:
-            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            if data is None:
-                raise ValueError("a teacher needs a data module, which says what was done to the images")
-            teacher.meet(data.input_config(), data.classes, self.device)
-            if switch := getattr(self.model, "set_distilled_training", None):
-                switch(True)
+        if self.teacher is None:
+            return
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data is None:
+            raise ValueError("a teacher needs a data module, which says what was done to the images")
+        self.teacher.meet(data.input_config(), data.classes, self.device)
+        if switch := getattr(self.model, "set_distilled_training", None):
+            switch(True)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> STEP_OUTPUT:
         """Return the loss of a batch."""
@@ -144,8 +144,9 @@ class ClassificationTask(VisionTask):
         outputs = self(image)
         logits, taught = outputs if isinstance(outputs, tuple) else (outputs, outputs)
         loss = F.cross_entropy(logits.float(), target, label_smoothing=hp.smoothing)
-        for teacher in self._teacher:
-            distance = distillation_loss(taught.float(), teacher(image), hp.distillation, hp.distillation_temperature)
+        if self.teacher is not None:
+            theirs = self.teacher(image)
+            distance = distillation_loss(taught.float(), theirs, hp.distillation, hp.distillation_temperature)
             loss = (1 - hp.distillation_weight) * loss + hp.distillation_weight * distance
         self.log_training(loss, len(image))
         return loss

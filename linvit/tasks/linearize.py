@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from linvit.checkpoints import CONFIG_NAME, conversion
 from linvit.linearization import linearize
 from linvit.tasks.classification import ClassificationTask
+from linvit.tasks.distillation import distillation_loss
 
 
 class LinearizeTask(ClassificationTask):
@@ -94,7 +94,7 @@ class LinearizeTask(ClassificationTask):
         original = self._original[0]
         with torch.no_grad(), _listening(original, self._replaced) as theirs:
             original(ours.image)
-        logit_loss = _divergence(ours.logits, theirs.logits, hp.temperature)
+        logit_loss = distillation_loss(ours.logits.float(), theirs.logits.float(), "soft", hp.temperature)
         attention_loss = _distance(ours.attention, theirs.attention)
         size = len(ours.image)
         self.log_dict(
@@ -140,13 +140,6 @@ def _listening(model: nn.Module, attentions: list[str]) -> Iterator[_Heard]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _divergence(ours: Tensor, theirs: Tensor, temperature: float) -> Tensor:
-    """Return the mean divergence of class probabilities, times the temperature squared (Hinton et al., 2015)."""
-    log_ours = (ours.float() / temperature).log_softmax(dim=1)
-    log_theirs = (theirs.float() / temperature).log_softmax(dim=1)
-    return F.kl_div(log_ours, log_theirs, reduction="batchmean", log_target=True) * temperature**2
 
 
 def _distance(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> Tensor:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm
+import torch
 
 import linvit
 from linvit.cli import main as entry
@@ -101,13 +103,44 @@ def test_an_error_is_one_line_and_exit_code_2(
     assert (said.out, said.err) == ("", f"linvit: error: {line}\n")
 
 
-def test_debug_shows_the_traceback_and_bugs_always_do(command: Any) -> None:
+def test_debug_shows_the_traceback(command: Any) -> None:
     command(raising(ValueError("wrong")))
     with pytest.raises(ValueError, match="wrong"):
         main(["--debug", "try"])
-    command(raising(KeyError("bug")))
-    with pytest.raises(KeyError):
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("bug"), AssertionError("never"), RuntimeError("shapes differ"), NotImplementedError()]
+)
+def test_a_bug_looks_like_a_bug(command: Any, error: Exception) -> None:
+    command(raising(error))
+    with pytest.raises(type(error)) as caught:
         main(["try"])
+    assert "please report it" in caught.value.__notes__[0]
+
+
+def test_a_bug_ends_in_a_traceback_and_a_request() -> None:
+    code = "import linvit.cli.main as m; m._command = lambda name: 1 / 0; m.main(['models'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("linvit: this looks like a bug of linvit")
+
+
+def test_a_full_device_and_what_a_model_of_timm_refuses_are_one_line(
+    command: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. " * 9)))
+    assert main(["try"]) == 2
+    assert "the device has too little memory" in capsys.readouterr().err
+
+    def refuse(argv: list[str]) -> int:
+        timm.create_model("vit_tiny_patch16_224", depth=1, embed_dim=24)(torch.zeros(1, 3, 32, 32))
+        return 0
+
+    command(refuse)
+    assert main(["try"]) == 2
+    assert capsys.readouterr().err.startswith("linvit: error: Input height (32) doesn't match model")
 
 
 def test_interrupt_is_130(command: Any, capsys: pytest.CaptureFixture[str]) -> None:

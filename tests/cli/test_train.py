@@ -368,9 +368,19 @@ def test_alone_it_trains_care_on_the_embedded_digits(
     assert "top-1" in said.out
     assert f"run folder: runs/{run.name}" in said.out
     assert "warning" not in said.err
+    assert "embedded digits, trained as by --config demo" in said.err
     described = json.loads((run / "config.json").read_text())
     assert described["architecture"] == "care_s0"
     assert described["label_names"] == [str(digit) for digit in range(10)]
+
+
+def test_alone_it_does_what_the_demo_does(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--config", "demo", "--print_config"]) == 0
+    demo = capsys.readouterr().out
+    assert main(["train", "--print_config"]) == 0
+    assert capsys.readouterr().out == demo
+    assert main(["train", "--model.name=care_s1", "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["data"]["img_size"] == 224, "who names a model says all"
 
 
 @pytest.mark.parametrize(
@@ -381,7 +391,7 @@ def test_alone_it_trains_care_on_the_embedded_digits(
         (["--model.learning_rate=1"], "unrecognized arguments: --model.learning_rate=1 (see linvit train --help)"),
         (["--trainer.precision=8"], "--trainer.precision: Expected one of ["),
         (["--model.name=care_s9"], "unknown model 'care_s9'; did you mean care_s"),
-        (["--config=gone.yaml"], "--config: File does not exist: '"),
+        (["--config=gone.yaml"], "gone.yaml is neither a file nor the name of a recipe"),
         (["--resume"], "argument --resume: expected one argument"),
         (["--resume=gone"], "gone holds no run to resume: it has no config.yaml"),
         (["--data.root=gone"], "data folder gone does not exist"),

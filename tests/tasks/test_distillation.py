@@ -101,7 +101,7 @@ def test_cares_second_head_learns_from_the_teacher_and_the_first_from_the_labels
         heard["loss"] = step(batch, batch_idx)
         with torch.no_grad():
             head, second = task.model(batch["image"])
-            choice = task._teacher[0](batch["image"]).argmax(1)
+            choice = task.teacher(batch["image"]).argmax(1)
             labels = F.cross_entropy(head, batch["target"])
             heard["expected"] = (labels + F.cross_entropy(second, choice)) / 2
         return heard["loss"]
@@ -111,7 +111,7 @@ def test_cares_second_head_learns_from_the_teacher_and_the_first_from_the_labels
     Trainer(accelerator="cpu", max_epochs=1, num_sanity_val_steps=0, **quiet).fit(task, data)  # type: ignore[arg-type]
     torch.testing.assert_close(heard["loss"], heard["expected"])
     assert not any("teacher" in name for name in task.state_dict()), "the teacher is not kept"
-    assert not any(parameter.requires_grad for parameter in task._teacher[0].model.parameters())
+    assert not any(parameter.requires_grad for parameter in task.teacher.model.parameters())
 
 
 def test_a_teacher_may_be_a_run_folder_or_nothing_at_all(run_folder: Path) -> None:
