@@ -121,6 +121,11 @@ _CLASSIFY = Task(
 TASKS = {
     "classify": _CLASSIFY,
     "linearize": replace(_CLASSIFY, training="linvit.tasks.linearize:LinearizeTask"),
+    "pretrain": replace(
+        _CLASSIFY,
+        training="linvit.tasks.pretrain:PretrainTask",
+        data="linvit.data.pretraining:PretrainData",
+    ),
     "detect": Task(
         title="detection",
         training="linvit.tasks.detection:DetectionTask",

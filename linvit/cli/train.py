@@ -283,9 +283,10 @@ def _fit(cli: TrainCLI) -> float:
                 "no --data.root, --model.name or --config: embedded digits, trained as by --config demo",
                 file=sys.stderr,
             )
-        parameters = sum(parameter.numel() for parameter in cli.model.model.parameters())
+        parameters = sum(parameter.numel() for parameter in cli.model.kept().parameters())
+        classes = len(cli.datamodule.classes)
         print(
-            f"{cli.title}, {parameters / 1e6:.1f} M parameters, {len(cli.datamodule.classes)} classes, "
+            f"{cli.title}, {parameters / 1e6:.1f} M parameters, {classes or 'no'} classes, "
             f"on {cli.trainer.strategy.root_device}, {cli.trainer.precision}: {cli.folder}",
             file=sys.stderr,
         )

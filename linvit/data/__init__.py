@@ -10,6 +10,7 @@ from linvit.data.sources import eval_dataset
 if TYPE_CHECKING:
     from linvit.data.classification import ClassificationData
     from linvit.data.detection import DetectionData
+    from linvit.data.pretraining import PretrainData
     from linvit.data.segmentation import SegmentationData
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "DetectionData",
     "ImageFolder",
     "Mnist5k",
+    "PretrainData",
     "SegmentationData",
     "UnreadableImage",
     "collate",
@@ -30,6 +32,7 @@ __all__ = [
 _MODULES = {
     "ClassificationData": "classification",
     "DetectionData": "detection",
+    "PretrainData": "pretraining",
     "SegmentationData": "segmentation",
 }
 

@@ -123,24 +123,29 @@ class ClassificationData(VisionData):
             "crop_pct": crop_pct,
         }
         self.eval_transform: Transform = create_transform(**self._input)
+        self._augmentation = {
+            "scale": scale,
+            "ratio": ratio,
+            "hflip": hflip,
+            "color_jitter": color_jitter,
+            "auto_augment": auto_augment,
+            "re_prob": reprob,
+            "re_mode": "pixel",
+        }
+        self.train_transform: Transform = self._augment(img_size)
+
+    def _augment(self, size: int) -> Transform:
+        """Return the random changes of training, to images of this height and width."""
+        settings = self._input | self._augmentation | {"input_size": (3, size, size)}
         try:
-            augment = create_transform(
-                **self._input,
-                is_training=True,
-                scale=scale,
-                ratio=ratio,
-                hflip=hflip,
-                color_jitter=color_jitter,
-                auto_augment=auto_augment,
-                re_prob=reprob,
-                re_mode="pixel",
-            )
+            augment = create_transform(**settings, is_training=True)
         except (AssertionError, ValueError) as error:
-            raise ValueError(f"auto_augment {auto_augment!r} is no policy of timm's: {error}") from error
+            policy = self._augmentation["auto_augment"]
+            raise ValueError(f"auto_augment {policy!r} is no policy of timm's: {error}") from error
         for operation in _operations(augment.transforms):
             if operation.aug_fn is timm_policies.posterize:
                 operation.aug_fn = _posterize
-        self.train_transform: Transform = Compose([_enlarge_tiny, augment])
+        return Compose([_enlarge_tiny, augment])
 
     def input_config(self) -> dict[str, Any]:
         """Return what a model must know to prepare its input, under timm's names."""

@@ -77,12 +77,15 @@ class VisionData(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled full batches; the images left over at the end of an epoch are dropped."""
         rank, world_size = self._place()
-        batches = TrainBatches(len(self.train_set), self.batch_size, self.seed, rank, world_size, self.repeats)
+        batches = self._train_batches(rank, world_size)
         allowed = f"at most {len(self.train_set) // world_size}, the number of training images per device"
         require(len(batches) > 0, "batch_size", self.batch_size, allowed)
         if self._resumed:
             self._resume(batches, **self._resumed)
         return self._loader(self.train_set, batches)
+
+    def _train_batches(self, rank: int, world_size: int) -> TrainBatches:
+        return TrainBatches(len(self.train_set), self.batch_size, self.seed, rank, world_size, self.repeats)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the held-out images in order, every one once, over however many devices."""

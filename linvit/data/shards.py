@@ -5,6 +5,7 @@ are what they are for folders.
 """
 
 import contextlib
+import copy
 import hashlib
 import io
 import itertools
@@ -49,6 +50,7 @@ class Shards(ImageSet):
         transform: Turns the image, in mode RGB, into what a sample holds.
         strict: Raise on an unreadable image.
         replace_unreadable: Put the next readable sample in the place of an unreadable one.
+        labelled: Expect a class beside each image; otherwise none is looked at, and targets are the images' numbers.
 
     Raises:
         OSError: A file is missing, or its server does not answer.
@@ -62,6 +64,7 @@ class Shards(ImageSet):
         transform: Transform | None = None,
         strict: bool = False,
         replace_unreadable: bool = False,
+        labelled: bool = True,
     ) -> None:
         self._places: list[tuple[str, int, int]] = []
         labels: list[str] = []
@@ -75,7 +78,16 @@ class Shards(ImageSet):
                     names.append(f"{_shown(path)}/{key}")
         first = _shown(os.path.dirname(str(paths[0])))
         if not names:
-            raise ValueError(f"no image in {first}: expected KEY.jpg and KEY.cls in tar files")
+            raise ValueError(f"no image in {first}: expected KEY.jpg{' and KEY.cls' * labelled} in tar files")
+        self.transform = transform
+        self.strict = strict
+        self.replace_unreadable = replace_unreadable
+        if not labelled:
+            self.classes = []
+            self.samples = [(name, number) for number, name in enumerate(names)]
+            return
+        if missing := next((name for name, label in zip(names, labels, strict=True) if not label), None):
+            raise ValueError(f"{missing} has no class: expected one in a .cls file beside its image")
         if classes is None:
             numbers = all(label.isdigit() for label in labels)
             classes = [str(n) for n in range(max(map(int, labels)) + 1)] if numbers else sorted(set(labels))
@@ -85,9 +97,13 @@ class Shards(ImageSet):
             raise ValueError(f"{first} has the class {unknown!r}, which is none of the {len(classes)} known")
         self.classes = classes
         self.samples = [(name, index[label]) for name, label in zip(names, labels, strict=True)]
-        self.transform = transform
-        self.strict = strict
-        self.replace_unreadable = replace_unreadable
+
+    def part(self, numbers: Sequence[int]) -> "Shards":
+        """Return the images of these numbers, counted anew, without their classes."""
+        part = copy.copy(self)
+        part.samples = [(self.samples[number][0], place) for place, number in enumerate(numbers)]
+        part._places = [self._places[number] for number in numbers]
+        return part
 
     def load(self, index: int) -> Image.Image:
         """Return an image in mode RGB; raises UnreadableImage, or OSError where its shard cannot be reached."""
@@ -202,6 +218,4 @@ def _places(path: str, file: Any) -> Places:
                     labels[stem] = archive.extractfile(member).read().decode().strip()  # type: ignore[union-attr]
     except tarfile.TarError as error:
         raise ValueError(f"{path} cannot be read as a tar file: {error}") from error
-    if missing := next((stem for stem in images if stem not in labels), None):
-        raise ValueError(f"{path} has no {missing}.cls beside its image")
-    return [(stem, labels[stem], *place) for stem, place in images.items()]
+    return [(stem, labels.get(stem, ""), *place) for stem, place in images.items()]

@@ -10,14 +10,16 @@ if TYPE_CHECKING:
     from linvit.tasks.classification import ClassificationTask
     from linvit.tasks.detection import DetectionTask
     from linvit.tasks.linearize import LinearizeTask
+    from linvit.tasks.pretrain import PretrainTask
     from linvit.tasks.segmentation import SegmentationTask
 
-__all__ = ["ClassificationTask", "DetectionTask", "LinearizeTask", "SegmentationTask"]
+__all__ = ["ClassificationTask", "DetectionTask", "LinearizeTask", "PretrainTask", "SegmentationTask"]
 
 _MODULES = {
     "ClassificationTask": "classification",
     "DetectionTask": "detection",
     "LinearizeTask": "linearize",
+    "PretrainTask": "pretrain",
     "SegmentationTask": "segmentation",
 }
 

@@ -113,6 +113,10 @@ class VisionTask(LightningModule):
     def draw(self, folder: Path, classes: list[str]) -> None:
         """Draw pictures of the last validation into a run folder; by default none."""
 
+    def kept(self) -> nn.Module:
+        """Return the network that a run keeps; by default the one that is trained."""
+        return self.model
+
     # Before the training
 
     def setup(self, stage: str) -> None:

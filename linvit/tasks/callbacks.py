@@ -69,8 +69,8 @@ class KeepBest(Callback):
         self.best = state_dict["best"]
 
     def _save(self, trainer: Any, task: Any) -> None:
-        averages = [callback.module for callback in trainer.callbacks if isinstance(callback, WeightAverage)]
-        network: Any = (averages or [task])[0].model
+        averages: list[Any] = [each.module for each in trainer.callbacks if isinstance(each, WeightAverage)]
+        network = (averages or [task])[0].kept()
         weights = {name: _whole(tensor) for name, tensor in network.state_dict().items()}
         if not trainer.is_global_zero:
             return

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from linvit.checkpoints import load_checkpoint
+from linvit.checkpoints import WEIGHTS_NAME, load_checkpoint
 from linvit.checks import did_you_mean, require
 from linvit.inference.pictures.metrics import plot_confusion
 from linvit.tasks.base import VisionTask, agreed, some
@@ -35,7 +35,8 @@ class ClassificationTask(VisionTask):
     Args:
         num_classes: Number of classes of the data.
         name: Model to train, any name that timm knows.
-        pretrained: Start from the published weights (true), from those of a checkpoint file (its path), or from none.
+        pretrained: Start from the published weights (true), from those of a checkpoint file or run folder (its path),
+            or from none.
         model_args: More arguments of the model, such as drop_path_rate.
         smoothing: Label smoothing.
         mixup: Alpha of mixup; 0 for none.
@@ -91,7 +92,7 @@ class ClassificationTask(VisionTask):
         for key, value in {"mixup_prob": mixup_prob, "mixup_switch_prob": mixup_switch_prob}.items():
             require(0 <= value <= 1, key, value, "from 0 to 1")
         require(0 <= smoothing < 1, "smoothing", smoothing, "from 0 to below 1")
-        self.model = _create_model(name, num_classes, pretrained, model_args or {})
+        self.model = create_network(name, num_classes, pretrained, model_args or {})
         if channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.mixing = (
@@ -194,11 +195,26 @@ class ClassificationTask(VisionTask):
                 plot_confusion(self.confusion.cpu().numpy(), classes, folder / CONFUSION)
 
 
-def _create_model(name: str, num_classes: int, pretrained: bool | str, args: dict[str, Any]) -> nn.Module:
+def create_network(name: str, num_classes: int, pretrained: bool | str, args: dict[str, Any]) -> nn.Module:
+    """Build a model to train.
+
+    Args:
+        name: A name that timm knows.
+        num_classes: Number of classes; 0 for none.
+        pretrained: Start from the published weights (true), from those of a checkpoint file or run folder (its path),
+            or from none.
+        args: More arguments of the model.
+
+    Raises:
+        FileNotFoundError: ``pretrained`` is a path where no weights are.
+        ValueError: There is no such model, the arguments do not suit it, or the weights do not fit.
+    """
     if ":" not in name and not timm.is_model(name):
         raise ValueError(f"unknown model {name!r}{did_you_mean(name, timm.list_models())}")
+    if isinstance(pretrained, str) and (Path(pretrained) / WEIGHTS_NAME).is_file():
+        pretrained = str(Path(pretrained) / WEIGHTS_NAME)
     if isinstance(pretrained, str) and not Path(pretrained).is_file():
-        raise FileNotFoundError(f"pretrained: no checkpoint file at {pretrained!r} (true takes the published weights)")
+        raise FileNotFoundError(f"pretrained: no weights at {pretrained!r} (true takes the published ones)")
     try:
         model = timm.create_model(name, pretrained=pretrained is True, num_classes=num_classes, **args)
     except TypeError as error:

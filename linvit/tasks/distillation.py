@@ -14,25 +14,55 @@ from torch.nn import functional as F
 from linvit.checkpoints import class_names, load_model
 from linvit.checks import did_you_mean
 
-__all__ = ["PACKAGED", "Teacher", "distillation_loss", "load_teacher"]
+__all__ = ["PACKAGED", "Onlooker", "Teacher", "distillation_loss", "load_teacher", "resized"]
 
 PACKAGED = "efficientnet_lite0"
 """A small teacher (4.7 M parameters) whose ImageNet weights come as a package, without a network."""
 
 
-class Teacher:
-    """A frozen classifier that sees what its student sees, the way it was trained to see.
+class Onlooker:
+    """A frozen model that sees what another one sees, the way it was trained to see.
 
     It is no module, so that it is neither trained nor kept with its student.
 
     Args:
-        model: A trained classifier made by timm; see :func:`load_teacher`.
+        model: A trained model made by timm; see :func:`load_teacher`.
         size: Height and width that it is to see; None for what it was trained at.
     """
 
     def __init__(self, model: nn.Module, size: int | None = None) -> None:
         self.model = model.eval().requires_grad_(False)
         self.size = (size, size) if size else tuple(resolve_model_data_config(model)["input_size"][1:])
+
+    def look(self, input_config: dict[str, Any], device: torch.device) -> None:
+        """Get to know the images.
+
+        Args:
+            input_config: What the student's images went through: ``mean`` and ``std``, under timm's names.
+            device: Where the batches are.
+        """
+        ours_mean, ours_std, mean, std = (
+            torch.tensor(config[key], device=device).view(-1, 1, 1)
+            for config in (input_config, resolve_model_data_config(self.model))
+            for key in ("mean", "std")
+        )
+        self._scale, self._shift = ours_std / std, (ours_mean - mean) / std
+        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def view(self, image: Tensor) -> Tensor:
+        """Bring the student's images ``[B, 3, H, W]`` to its own size and normalisation."""
+        return resized(image * self._scale + self._shift, self.size)
+
+
+def resized(image: Tensor, size: Sequence[int]) -> Tensor:
+    """Bring images ``[B, C, H, W]`` to a height and width, where they have others."""
+    if image.shape[2:] == tuple(size):
+        return image
+    return F.interpolate(image, tuple(size), mode="bicubic", antialias=True, align_corners=False)
+
+
+class Teacher(Onlooker):
+    """A frozen classifier."""
 
     def meet(self, input_config: dict[str, Any], classes: Sequence[str], device: torch.device) -> None:
         """Get to know the student.
@@ -45,22 +75,13 @@ class Teacher:
         Raises:
             ValueError: The teacher does not know the student's classes.
         """
-        ours_mean, ours_std, mean, std = (
-            torch.tensor(config[key], device=device).view(-1, 1, 1)
-            for config in (input_config, resolve_model_data_config(self.model))
-            for key in ("mean", "std")
-        )
-        self._scale, self._shift = ours_std / std, (ours_mean - mean) / std
+        self.look(input_config, device)
         self._columns = _columns(self.model, classes).to(device)
-        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:
         """Return logits ``[B, classes]`` for the student's classes from the student's images ``[B, 3, H, W]``."""
-        image = image * self._scale + self._shift
-        if image.shape[2:] != self.size:
-            image = F.interpolate(image, self.size, mode="bicubic", antialias=True, align_corners=False)
-        return self.model(image)[:, self._columns].float()
+        return self.model(self.view(image))[:, self._columns].float()
 
 
 def _columns(model: Any, classes: Sequence[str]) -> Tensor:
