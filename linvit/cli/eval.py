@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from linvit.cli import probe
 from linvit.cli.common import CROP, SPLIT, WINDOWS, Parser, at_least, print_json, print_tables, progress
 from linvit.data.corruptions import CORRUPTIONS
 from linvit.data.loading import cores
@@ -66,8 +67,13 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--workers", type=at_least(0), default=min(2, cores()), help="processes that load images (2)")
     parser.add_argument("--strict", action="store_true", help="stop at an unreadable image instead of leaving it out")
-    args, task, own = parser.parse_for_task(argv, OPTIONS)
-    report = task.load_evaluation()(
+    probe.add_options(parser)
+    if probe.is_asked_for(argv):
+        args, evaluate, own = probe.parse(parser, argv)
+    else:
+        args, task, own = parser.parse_for_task(argv, OPTIONS)
+        evaluate = task.load_evaluation()
+    report = evaluate(
         args.model,
         args.data,
         device=args.device,

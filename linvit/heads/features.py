@@ -69,5 +69,7 @@ def features(model: Any, image: Tensor, indices: Sequence[int], norm: bool = Fal
         indices: Which intermediates to return, rising.
         norm: Apply the model's final normalisation to the maps, where timm does so (ViT).
     """
+    if not indices:  # timm refuses an empty list
+        return model.forward_head(model.forward_features(image), pre_logits=True), []
     last, maps = model.forward_intermediates(image, indices=list(indices), norm=norm)
     return model.forward_head(last, pre_logits=True), maps

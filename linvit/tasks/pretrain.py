@@ -99,7 +99,9 @@ class PretrainTask(VisionTask):
         self.model = Student(student, pairs, width(original))
         if channels_last:
             self.model.to(memory_format=torch.channels_last)
-        self.compared = ["summary", *(f"stride{ours.stride}_{ours.index}" for ours, _ in pairs)]
+        one_stride = len({ours.stride for ours, _ in pairs}) < len(pairs)
+        maps = [f"block{ours.index}" if one_stride else f"stride{ours.stride}" for ours, _ in pairs]
+        self.compared = ["summary", *maps]
         self.figures = {"explained": "explained", "loss": "loss"}
         self.val_loss = MeanMetric()
         self.val_explained = Explained(len(self.compared))

@@ -20,7 +20,7 @@ class Fit:
     """How a checkpoint's tensors fit a model; see :func:`compare`."""
 
     tensors: dict[str, torch.Tensor]  # by the model's names, without those of other_classes
-    other_classes: list[str]  # classifier tensors made for another number of classes
+    other_classes: list[str]  # tensors of a classifier for another number of classes, or of one that is not there
     classes: int | None  # that number
     resized: bool  # tables were interpolated to the model's image or window size
     missing: list[str]
@@ -38,8 +38,8 @@ def compare(state_dict: dict[str, torch.Tensor], model: nn.Module) -> Fit:
     """Compare a checkpoint with a model, which may live on the meta device.
 
     Published names are translated by the ``checkpoint_filter_fn`` of the model's module, where it has one. A
-    classifier for another number of classes and an input convolution for another number of channels are no problem;
-    a model without classes takes no heads.
+    classifier for another number of classes, none at all, and an input convolution for another number of channels are
+    no problem; a model without classes takes no heads.
     """
     filter_fn = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     tables = _table_sizes(state_dict)
@@ -49,19 +49,24 @@ def compare(state_dict: dict[str, torch.Tensor], model: nn.Module) -> Fit:
     classifiers = as_tuple(cfg.get("classifier"))
     input_convs = {f"{name}.weight" for name in as_tuple(cfg.get("first_conv"))}
     expected = model.state_dict()
+    heads = tuple(name.split(".")[0] + "." for name in classifiers)
     if getattr(model, "num_classes", None) == 0:
-        heads = tuple(name.split(".")[0] + "." for name in classifiers)
-        state_dict = {name: tensor for name, tensor in state_dict.items() if not name.startswith(heads)}
+        state_dict = {n: tensor for n, tensor in state_dict.items() if n in expected or not n.startswith(heads)}
 
     differ = [n for n in expected if n in state_dict and state_dict[n].shape != expected[n].shape]
     classifier_names = {f"{name}.{part}" for name in classifiers for part in ("weight", "bias")}
     other_classes = [n for n in differ if n in classifier_names and state_dict[n].shape[1:] == expected[n].shape[1:]]
+    missing = [n for n in expected if n not in state_dict]
+    classes = len(state_dict[other_classes[0]]) if other_classes else None
+    if classifier_names & set(missing) and not classifier_names & state_dict.keys():  # a backbone alone
+        other_classes = [n for n in missing if n.startswith(heads)]
+        missing, classes = [n for n in missing if n not in other_classes], 0
     return Fit(
         tensors={n: tensor for n, tensor in state_dict.items() if n not in other_classes},
         other_classes=other_classes,
-        classes=len(state_dict[other_classes[0]]) if other_classes else None,
+        classes=classes,
         resized=tables != _table_sizes(state_dict),
-        missing=[n for n in expected if n not in state_dict],
+        missing=missing,
         unexpected=[n for n in state_dict if n not in expected],
         reshaped=[
             f"{n} {list(state_dict[n].shape)} for {list(expected[n].shape)}"
@@ -92,7 +97,7 @@ def prepare_state_dict(state_dict: dict[str, torch.Tensor], model: nn.Module) ->
     if fit.other_classes:
         _logger.warning(
             "the checkpoint was trained on %s classes, the model has %s: %s keep their new initialisation",
-            *(fit.classes, model.num_classes, ", ".join(fit.other_classes)),
+            *(fit.classes or "no", model.num_classes, ", ".join(fit.other_classes)),
         )
     return fit.tensors
 
