@@ -129,8 +129,8 @@ class ClassificationPredictor(Predictor[ClassificationPrediction, Classification
             raise ValueError(f"this needs a classifier, and the model is one to {model.task}")
         if getattr(model, "num_classes", None) == 0:
             raise ValueError(
-                "the model has no classes, it is a backbone: judge it with linvit eval --knn or --linear, or train it on "
-                "with linvit train --model.pretrained"
+                "the model has no classes, it is a backbone: judge it with linvit eval --knn or --linear, or train it "
+                "on with linvit train --model.pretrained"
             )
         require(crop_pct is None or 0 < crop_pct <= 1, "crop_pct", crop_pct, "above 0, up to 1")
         require(top >= 1, "top", top, "1 or more")

@@ -1,4 +1,4 @@
-"""How well a model's frozen features tell classes apart: nearest neighbours, a linear classifier, and what that costs."""
+"""How well a model's frozen features tell classes apart, by nearest neighbours and a linear classifier, at what cost."""
 
 import time
 from typing import Any

@@ -1,0 +1,192 @@
+"""What learning without labels adds: pretrained then trained, against labels alone for the same processor time.
+
+    python benchmarks/pretraining.py --data imagenette128 --work runs/pretraining --out benchmarks/pretraining.json
+
+A small CARE (1.3 M parameters) learns the features of EfficientNet-Lite0 on the training photos without their labels,
+then the classes from all, a tenth or a hundredth of the labels. The other arm learns from the same labels alone, for as
+many epochs as take the same processor time, pretraining and teacher included. The teacher was trained on ImageNet, which
+holds these ten classes with their labels: what it knew already is measured beside them (kNN of its features, and its
+own answers among the ten classes).
+
+Arms, for each seed:
+
+    pretrain      no labels; kNN of its features
+    pretrained_X  trained from there with X % of the labels
+    labels_X      from nothing with X % of the labels, the same total processor time
+
+Every run is a command of linvit in a process of its own, whose processor time is counted, data loading and start
+included. Top-1 is that after the last epoch on the 3,925 validation photos. Records are written after each arm; what
+the output file holds is not repeated, so the command goes on where it was stopped.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from linvit.files import atomic_write
+
+SIZE = 64
+NETWORK = {"depths": [1, 1, 2, 1], "dims": [8, 16, 32, 64], "layer_scale_init_value": 0.1}
+FINE_TUNING = {"100": 4, "10": 15, "1": 40}
+"""Epochs with each percentage of the labels."""
+
+
+def command(*arguments: str, threads: int = 1) -> tuple[dict[str, Any], float]:
+    """Run linvit; return the JSON that it prints and the processor seconds that it took."""
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "linvit", *arguments, "--json"],
+            stdout=said,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        if code := os.waitstatus_to_exitcode(status):
+            raise SystemExit(f"linvit {' '.join(arguments)} ended with {code}")
+        said.seek(0)
+        return json.loads(said.read()), usage.ru_utime + usage.ru_stime
+
+
+def train(out: Path, data: Path, seed: int, epochs: int, *more: str) -> tuple[dict[str, Any], float]:
+    """Train for some epochs, with one validation at the end; a run that was cut off begins anew."""
+    for path in out.glob("*"):
+        path.unlink()
+    settings = {
+        "data.root": data,
+        "data.img_size": SIZE,
+        "data.crop_pct": 1.0,
+        "data.batch_size": 64,
+        "data.workers": 0,
+        "data.cache": "true",
+        "data.scale": "[0.25,1.0]",
+        "data.color_jitter": 0.2,
+        "model.model_args": json.dumps(NETWORK),
+        "model.warmup_epochs": max(0.5, epochs / 20),
+        "trainer.accelerator": "cpu",
+        "trainer.max_epochs": epochs,
+        "trainer.check_val_every_n_epoch": epochs,
+        "trainer.gradient_clip_val": 1.0,
+        "seed_everything": seed,
+        "out": out,
+    }
+    return command("train", *(f"--{name}={value}" for name, value in settings.items()), *more)
+
+
+def subset(data: Path, work: Path, percent: str, seed: int) -> Path:
+    """Link a share of each class's training photos, drawn by their names and the seed, and all validation photos."""
+    if percent == "100":
+        return data
+    root = work / f"labels_{percent}-{seed}"
+    if not root.is_dir():
+        (root / "train").mkdir(parents=True)
+        (root / "val").symlink_to((data / "val").resolve())
+        for folder in sorted((data / "train").iterdir()):
+            photos = sorted(folder.iterdir(), key=lambda path: hashlib.sha256(f"{seed}{path.name}".encode()).digest())
+            (root / "train" / folder.name).mkdir()
+            for path in photos[: max(1, round(len(photos) * int(percent) / 100))]:
+                (root / "train" / folder.name / path.name).symlink_to(path.resolve())
+    return root
+
+
+def batches(root: Path) -> int:
+    """Count the full batches of an epoch."""
+    return sum(1 for _ in root.glob("train/*/*")) // 64
+
+
+def study(args: argparse.Namespace, seed: int, known: dict[str, Any], keep: Any) -> None:
+    """Run what is missing of a seed."""
+
+    def arm(name: str, run: Any) -> dict[str, Any]:
+        key = f"{name}-{seed}"
+        if key not in known:
+            known[key] = {"arm": name, "seed": seed} | run()
+            keep()
+            print(key, known[key], flush=True)
+        return known[key]
+
+    def knn(model: Path | str) -> float:
+        said, _ = command("eval", str(model), str(args.data), "--knn", "--workers", "0", "--img-size", str(SIZE))
+        return said["knn"]["top1"]
+
+    backbone = args.work / f"pretrain-{seed}"
+
+    def pretrain() -> dict[str, Any]:
+        told = ("--task=pretrain", "--model.cache=true", f"--data.views={args.views}", "--model.teacher_size=96")
+        said, seconds = train(backbone, args.data, seed, args.epochs, *told, "--model.lr=2e-3")
+        for path in backbone.glob("*.cache"):
+            path.unlink()
+        return {"seconds": seconds, "explained": said["explained"], "knn": knn(backbone)}
+
+    spent = arm("pretrain", pretrain)["seconds"]
+    done: dict[str, dict[str, Any]] = {}
+    for percent, epochs in FINE_TUNING.items():
+        root = subset(args.data, args.work, percent, seed)
+
+        def tune(percent: str = percent, epochs: int = epochs, root: Path = root) -> dict[str, Any]:
+            out = args.work / f"pretrained_{percent}-{seed}"
+            said, seconds = train(out, root, seed, epochs, f"--model.pretrained={backbone}", "--model.lr=1e-3")
+            images = 64 * epochs * batches(root)
+            return {"seconds": seconds, "epochs": epochs, "images": images, "top1": said["top1"]}
+
+        done[percent] = arm(f"pretrained_{percent}", tune)
+    # Seconds of a run are a start and a price per image: from the runs with all labels and with a hundredth.
+    most, least = done["100"], done["1"]
+    price = (most["seconds"] - least["seconds"]) / (most["images"] - least["images"])
+    start = least["seconds"] - price * least["images"]
+    for percent in FINE_TUNING:
+        root = subset(args.data, args.work, percent, seed)
+
+        def alone(percent: str = percent, root: Path = root) -> dict[str, Any]:
+            total = spent + done[percent]["seconds"]
+            epochs = max(1, round((total - start) / price / (64 * batches(root))))
+            said, seconds = train(args.work / f"labels_{percent}-{seed}-run", root, seed, epochs, "--model.lr=1e-3")
+            return {"seconds": seconds, "allowed": total, "epochs": epochs, "top1": said["top1"]}
+
+        arm(f"labels_{percent}", alone)
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """Return mean and standard deviation of each arm."""
+    lines = ["arm, top-1 (kNN for pretrain): mean +- deviation (seeds), processor seconds"]
+    for name in dict.fromkeys(record["arm"] for record in records):
+        found = [record for record in records if record["arm"] == name]
+        values = [100 * record.get("top1", record.get("knn")) for record in found]
+        spread = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        seconds = statistics.mean(record.get("seconds", 0) for record in found)
+        lines.append(f"{name:15} {statistics.mean(values):6.2f}{spread} ({len(values)})  {seconds:7.0f}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="Imagenette: train/CLASS/* and val/CLASS/*")
+    parser.add_argument("--work", type=Path, required=True, help="where the runs go")
+    parser.add_argument("--out", type=Path, required=True, help="JSON of the records")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=6, help="of pretraining")
+    parser.add_argument("--views", type=int, default=3, help="crops of an image that the teacher sees")
+    parser.add_argument("--table", action="store_true", help="only print the table")
+    args = parser.parse_args()
+    args.data = args.data.resolve()
+    args.work.mkdir(parents=True, exist_ok=True)
+    known: dict[str, Any] = json.loads(args.out.read_text()) if args.out.is_file() else {}
+
+    def keep() -> None:
+        with atomic_write(args.out) as temporary:
+            temporary.write_text(json.dumps(known, indent=2) + "\n")
+
+    if not args.table:
+        for seed in range(args.seeds):
+            study(args, seed, known, keep)
+    print(table(list(known.values())))
+
+
+if __name__ == "__main__":
+    main()
