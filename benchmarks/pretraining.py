@@ -4,9 +4,9 @@
 
 A small CARE (1.3 M parameters) learns the features of EfficientNet-Lite0 on the training photos without their labels,
 then the classes from all, a tenth or a hundredth of the labels. The other arm learns from the same labels alone, for as
-many epochs as take the same processor time, pretraining and teacher included. The teacher was trained on ImageNet, which
-holds these ten classes with their labels: what it knew already is measured beside them (kNN of its features, and its
-own answers among the ten classes).
+many epochs as take the same processor time, pretraining and teacher included. The teacher was trained on ImageNet,
+which holds these ten classes with their labels: what it knew already is measured beside them (kNN of its features, and
+its own answers among the ten classes).
 
 Arms, for each seed:
 

@@ -1,4 +1,4 @@
-"""How well a model's frozen features tell classes apart, by nearest neighbours and a linear classifier, at what cost."""
+"""How well frozen features tell classes apart, by nearest neighbours and a linear classifier, and at what cost."""
 
 import time
 from typing import Any
