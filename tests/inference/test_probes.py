@@ -61,7 +61,7 @@ def test_knn_is_an_independent_count(
     assert said["knn"]["top1"] == pytest.approx(right / 30)
     assert said["images"] == {"train": 60, "val": 30}
     assert len(said["unreadable"]) == 2
-    assert said["width"] == (16 if stage == 2 else 512)
+    assert said["width"] == (64 if stage == 2 else 512)
     assert said["feature_bytes"] == 90 * said["width"] * 4
     assert said["knn"]["top1"] > 1 / 3
 
