@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+from linvit.allocator import keep_freed_memory
+
 COMMANDS = {
     "models": ("linvit.cli.models", "list the models: size, cost, published accuracy"),
     "train": ("linvit.cli.train", "train a model, or resume a training run"),
@@ -49,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning  # type: ignore[assignment]
         try:
+            if argv is None:  # this process is the command's own
+                keep_freed_memory()
             return _command(arguments[0]).run(arguments[1:])
         except SystemExit as stop:  # argparse: after its help, or after its own line about a wrong argument
             return stop.code if isinstance(stop.code, int) else int(stop.code is not None) * 2
