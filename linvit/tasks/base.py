@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from linvit.checks import did_you_mean, require
+from linvit.tasks.compilation import WORTHWHILE, Compile, compiler_error, estimate_seconds
 from linvit.tasks.ema import WeightAverage
 
 log = logging.getLogger("linvit")
@@ -50,9 +51,11 @@ class VisionTask(LightningModule):
         ema_decay: Decay of a running average of the weights, which is then validated and kept; 0 for none.
         grad_checkpointing: Compute activations anew in the backward pass instead of keeping them: less memory, more
             time.
-        compile: Compile the network with torch.compile.
+        compile: Compile the network with torch.compile, or never; auto does on CPUs, where all images have one size and
+            the training is long enough to earn the compilation back (see :mod:`linvit.tasks.compilation`).
 
     Attributes:
+        one_size: Whether all images that the network sees have the same size.
         figures: What a validation logs (shares from 0 to 1, and ``loss``) with its heading; the first is watched.
         model: The network.
         unreadable: Paths of the image files that could not be read so far.
@@ -62,6 +65,7 @@ class VisionTask(LightningModule):
         ValueError: An argument is outside its range.
     """
 
+    one_size = False
     figures: dict[str, str]
     model: nn.Module
 
@@ -83,7 +87,7 @@ class VisionTask(LightningModule):
         cooldown_epochs: float = 0.0,
         ema_decay: float = 0.0,
         grad_checkpointing: bool = False,
-        compile: bool = False,
+        compile: Compile = "auto",
     ) -> None:
         super().__init__()
         require(lr > 0, "lr", lr, "above 0")
@@ -104,6 +108,7 @@ class VisionTask(LightningModule):
         self.unreadable: dict[str, None] = {}
         self.stopwatch = Stopwatch()
         self.train_loss = FiniteMean()
+        self.compiled: bool | None = None  # not decided yet
 
     def rank(self, figures: dict[str, float]) -> tuple[float, ...]:
         """Return how good figures are: by the watched one, then by a lower loss; nothing measured is 0."""
@@ -126,8 +131,8 @@ class VisionTask(LightningModule):
             if switch is None:
                 raise ValueError(f"grad_checkpointing is not there for {type(self.model).__name__}")
             switch()
-        if self.hparams["compile"] and stage == "fit":
-            self.model.compile()
+        if self.hparams["compile"] is True and stage == "fit":
+            self._compile(needed=True)
 
     def configure_model(self) -> None:
         """Shard the network over the devices where the strategy is ModelParallelStrategy (FSDP2)."""
@@ -168,6 +173,7 @@ class VisionTask(LightningModule):
         batches = min(self.trainer.num_training_batches, updates * self.trainer.accumulate_grad_batches)
         updates_per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches)
         cooldown = min(round(hp.cooldown_epochs * updates_per_epoch), updates - 1)
+        self._compile_if_it_pays(updates)
         self.schedule, _ = create_scheduler_v2(
             optimizer,
             sched={"step": "multistep"}.get(hp.schedule, hp.schedule),
@@ -182,17 +188,48 @@ class VisionTask(LightningModule):
         )
         return optimizer
 
+    def _compile_if_it_pays(self, updates: int) -> None:
+        """Decide about ``compile: auto``, unless the run that is resumed has decided already."""
+        if self.hparams["compile"] != "auto" or self.compiled is False:
+            return
+        if self.compiled is None:
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            device = self.trainer.strategy.root_device.type
+            if device != "cpu" or not self.one_size or data is None or isinstance(self.model, FSDPModule):
+                return
+            images = updates * self._images_per_update() // self.trainer.world_size
+            seconds = estimate_seconds(self.model, data.input_config()["input_size"], images)
+            if seconds < WORTHWHILE:
+                return
+            if self.trainer.is_global_zero:
+                log.info(f"about {seconds / 3600:.1f} hours of training: compiling, which takes one to two minutes")
+        self._compile(needed=False)
+
+    def _compile(self, needed: bool) -> None:
+        error = compiler_error()
+        if error and needed:
+            raise ValueError(f"compile must be false or auto, as torch.compile does not work here: {error}")
+        if error and self.trainer.is_global_zero:
+            log.info(f"training goes on without torch.compile, which does not work here: {error}")
+        self.compiled = not error
+        if self.compiled:
+            self.model.compile()
+
     def _scaled_lr(self) -> float:
         hp: Any = self.hparams
         if hp.lr_batch is None:
             return hp.lr
-        loader: Any = self.trainer.train_dataloader
-        images = getattr(loader.sampler, "total", None) or loader.batch_size * self.trainer.world_size
-        images *= self.trainer.accumulate_grad_batches
+        images = self._images_per_update()
         scaled = hp.lr * images / hp.lr_batch
         if self.trainer.is_global_zero:
             log.info(f"learning rate {scaled:.4g} = {hp.lr:.4g} x {images} / {hp.lr_batch} images per update")
         return scaled
+
+    def _images_per_update(self) -> int:
+        """Count the images of an update, over all devices."""
+        loader: Any = self.trainer.train_dataloader
+        images = getattr(loader.sampler, "total", None) or loader.batch_size * self.trainer.world_size
+        return images * self.trainer.accumulate_grad_batches
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the learning rates: a function of the update alone, so a resumed run follows its own settings."""
@@ -207,7 +244,8 @@ class VisionTask(LightningModule):
         self.log("lr", self._lr(), batch_size=size)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the mean loss of an epoch that is under way, of all devices."""
+        """Keep whether the network is compiled, and the mean loss of an epoch that is under way, of all devices."""
+        checkpoint["compiled"] = bool(self.compiled)
         loop: Any = self.trainer.fit_loop
         done = loop.epoch_loop.batch_progress.current.processed
         if loop.epoch_progress.current.processed < loop.epoch_progress.current.started and done < loop.max_batches:
@@ -215,7 +253,9 @@ class VisionTask(LightningModule):
                 checkpoint["train_loss"] = self.train_loss.total.cpu(), self.train_loss.weight.cpu()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with that mean."""
+        """Go on with both."""
+        if self.hparams["compile"] == "auto":
+            self.compiled = checkpoint.get("compiled")
         if "train_loss" in checkpoint and self.trainer.is_global_zero:
             total, weight = checkpoint["train_loss"]
             self.train_loss.total, self.train_loss.weight = total.to(self.device), weight.to(self.device)

@@ -63,6 +63,8 @@ class ClassificationTask(VisionTask):
         ValueError: An argument is outside its range, or ``name`` is no model.
     """
 
+    one_size = True
+
     def __init__(
         self,
         num_classes: int,

@@ -44,6 +44,8 @@ class LinearizeTask(ClassificationTask):
         ValueError: An argument is outside its range, the model cannot be converted, or the original cannot teach.
     """
 
+    one_size = False  # hooks on every attention break the graph: never measured compiled
+
     def __init__(
         self,
         num_classes: int,

@@ -1,0 +1,136 @@
+"""What keeping freed memory (linvit.allocator) is worth on a CPU: processor time and peak memory of training and use.
+
+    python benchmarks/allocator.py --out benchmarks/allocator.json
+
+Each workload runs in fresh processes, with the system's setting and with linvit's in turns. A process computes one
+thread, and times its steps after the first by its own processor time. More allocators can be preloaded for comparison:
+``--preload /usr/lib/x86_64-linux-gnu/libjemalloc.so.2``.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+
+from linvit.allocator import VARIABLE, keep_freed_memory
+from linvit.bench.run import machine
+from linvit.files import atomic_write
+
+WORKLOADS = {
+    "CARE-S0, training at 224, batch 128": ("classifier", "care_s0", True, 128),
+    "CARE-S0, inference at 224, batch 128": ("classifier", "care_s0", False, 128),
+    "FLatten-Swin-T, training at 224, batch 32": ("classifier", "flatten_swin_tiny", True, 32),
+    "RetinaNet on CARE-S0, training at 800, batch 4": ("detector", "care_s0", True, 4),
+    "RetinaNet on CARE-S0, inference at 800": ("detector", "care_s0", False, 1),
+    "Semantic FPN on CARE-S0, training at 512, batch 8": ("segmenter", "care_s0", True, 8),
+}
+
+
+def classifier(name: str, training: bool, batch: int) -> Callable[[], Any]:
+    import timm
+
+    import linvit  # noqa: F401 -- registers the models
+
+    model = timm.create_model(name).to(memory_format=torch.channels_last).train(training)
+    images = torch.randn(batch, 3, 224, 224).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(batch) % 1000
+    if not training:
+        return lambda: model(images)
+    return stepper(model, lambda: torch.nn.functional.cross_entropy(model(images), labels))
+
+
+def detector(backbone: str, training: bool, batch: int) -> Callable[[], Any]:
+    from linvit.heads.detection import DetectionModel
+
+    model = DetectionModel(20, "retinanet", backbone).to(memory_format=torch.channels_last).train(training)
+    images = [torch.rand(3, 800, 1056) for _ in range(batch)]
+    boxes = torch.tensor([[100.0, 100.0, 300.0, 400.0], [500.0, 200.0, 900.0, 700.0]])
+    targets = [{"boxes": boxes, "labels": torch.tensor([1, 2])} for _ in images]
+    if not training:
+        return lambda: model(images)
+    return stepper(model, lambda: sum(model(images, targets).values()))
+
+
+def segmenter(backbone: str, training: bool, batch: int) -> Callable[[], Any]:
+    from linvit.heads.segmentation import Segmenter
+
+    model = Segmenter(20, "fpn", backbone).to(memory_format=torch.channels_last).train(training)
+    images = torch.rand(batch, 3, 512, 512).contiguous(memory_format=torch.channels_last)
+    target = torch.randint(0, 20, (batch, 512, 512))
+    return stepper(model, lambda: torch.nn.functional.cross_entropy(model(images), target))
+
+
+def stepper(model: torch.nn.Module, loss: Callable[[], Any]) -> Callable[[], None]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def step() -> None:
+        loss().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def measure(workload: str, steps: int) -> dict[str, Any]:
+    """Run a workload in this process: processor seconds of each step after the first, and peak memory in bytes."""
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    kind, name, training, batch = WORKLOADS[workload]
+    torch.manual_seed(0)
+    with torch.inference_mode(not training):
+        step = globals()[kind](name, training, batch)
+        step()
+        seconds = []
+        for _ in range(steps):
+            begin = time.process_time()
+            step()
+            seconds.append(time.process_time() - begin)
+    return {"seconds": seconds, "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+
+def in_a_process(workload: str, allocator: str, steps: int) -> dict[str, Any]:
+    preload = allocator if allocator not in ("system", "keep") else ""
+    setting = {VARIABLE: "keep" if allocator == "keep" else "system", "LD_PRELOAD": preload}
+    command = [sys.executable, __file__, "--workload", workload, "--steps", str(steps)]
+    done = subprocess.run(command, env=os.environ | setting, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="processes of each kind (3)")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps of each (2)")
+    parser.add_argument("--preload", nargs="+", default=[], metavar="FILE", help="more allocators to compare with")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--workload", choices=WORKLOADS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.workload:
+        print(json.dumps(measure(args.workload, args.steps)))
+        return
+    allocators = ["system", "keep", *args.preload]
+    runs: dict[str, dict[str, list[Any]]] = {w: {a: [] for a in allocators} for w in WORKLOADS}
+    turns = [(w, a) for _ in range(args.rounds) for w in WORKLOADS for a in allocators]
+    for workload, allocator in track(turns, "measuring"):
+        runs[workload][allocator].append(in_a_process(workload, allocator, args.steps))
+    for workload, found in runs.items():
+        for allocator, each in found.items():
+            seconds = statistics.median(s for run in each for s in run["seconds"])
+            peak = statistics.median(run["peak_bytes"] for run in each) / 2**20
+            print(f"{workload}, {Path(allocator).name}: {seconds:.2f} s, {peak:,.0f} MiB")
+    if args.out:
+        with atomic_write(args.out) as temporary:
+            temporary.write_text(json.dumps({**machine(), "steps": args.steps, "runs": runs}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
