@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from linvit.tasks import base, compilation
 
@@ -120,3 +121,31 @@ def test_imagenet_is_worth_compiling_and_the_demo_is_not() -> None:
     care = timm.create_model("care_s0")
     assert compilation.estimate_seconds(care, (3, 224, 224), 1_281_167) > compilation.WORTHWHILE
     assert compilation.estimate_seconds(care, (3, 48, 48), 6 * 4_000) < compilation.WORTHWHILE
+
+
+@pytest.mark.slow
+def test_a_compiled_training_that_was_killed_repeats_the_undisturbed_one(
+    train: Command, linvit_command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "WORTHWHILE", 0.0)
+    drawing = "--model.model_args={drop_path_rate: 0.2, drop_rate: 0.2}"
+    assert train(tmp_path / "whole", drawing, "--trainer.max_epochs=3", "--checkpoint.steps=1").code == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base.VisionTask, "log_training", dies_at(3, base.VisionTask.log_training))
+        said = train(tmp_path / "killed", drawing, "--trainer.max_epochs=3", "--checkpoint.steps=1")
+        assert said.code != 0
+    assert linvit_command("train", "--resume", tmp_path / "killed").code == 0
+    whole, killed = (load_file(tmp_path / run / "model.safetensors") for run in ("whole", "killed"))
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    assert (tmp_path / "whole/metrics.csv").read_text().count("\n") > 3
+
+
+def dies_at(update: int, log_training: Callable[..., None]) -> Callable[..., None]:
+    """Let the training fail at an update, as a full disk would."""
+
+    def log_or_die(self: Any, *args: Any) -> None:
+        if self.global_step == update:
+            raise OSError("no space left")
+        log_training(self, *args)
+
+    return log_or_die
