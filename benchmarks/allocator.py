@@ -27,33 +27,38 @@ from linvit.bench.run import machine
 from linvit.files import atomic_write
 
 WORKLOADS = {
-    "CARE-S0, training at 224, batch 128": ("classifier", "care_s0", True, 128),
-    "CARE-S0, inference at 224, batch 128": ("classifier", "care_s0", False, 128),
-    "FLatten-Swin-T, training at 224, batch 32": ("classifier", "flatten_swin_tiny", True, 32),
-    "RetinaNet on CARE-S0, training at 800, batch 4": ("detector", "care_s0", True, 4),
-    "RetinaNet on CARE-S0, inference at 800": ("detector", "care_s0", False, 1),
-    "Semantic FPN on CARE-S0, training at 512, batch 8": ("segmenter", "care_s0", True, 8),
+    "CARE-S0, training at 224, batch 128": ("classifier", "care_s0", True, 128, 224),
+    "CARE-S0, inference at 224, batch 128": ("classifier", "care_s0", False, 128, 224),
+    "FLatten-Swin-T, training at 224, batch 32": ("classifier", "flatten_swin_tiny", True, 32, 224),
+    "RetinaNet on CARE-S0, training at 800, batch 2": ("detector", "care_s0", True, 2, 800),
+    "RetinaNet on CARE-S0, inference at 800": ("detector", "care_s0", False, 1, 800),
+    "Semantic FPN on CARE-S0, training at 512, batch 8": ("segmenter", "care_s0", True, 8, 512),
+    **{
+        f"{name}, inference at {size}": ("classifier", name, False, 1, size)
+        for name in ("care_s0", "flatten_pvt_v2_b0", "flatten_swin_tiny", "flatten_cswin_tiny", "linglo_b0")
+        for size in (448, 1792)
+    },
 }
 
 
-def classifier(name: str, training: bool, batch: int) -> Callable[[], Any]:
+def classifier(name: str, training: bool, batch: int, size: int) -> Callable[[], Any]:
     import timm
 
     import linvit  # noqa: F401 -- registers the models
 
     model = timm.create_model(name).to(memory_format=torch.channels_last).train(training)
-    images = torch.randn(batch, 3, 224, 224).contiguous(memory_format=torch.channels_last)
+    images = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
     labels = torch.arange(batch) % 1000
     if not training:
         return lambda: model(images)
     return stepper(model, lambda: torch.nn.functional.cross_entropy(model(images), labels))
 
 
-def detector(backbone: str, training: bool, batch: int) -> Callable[[], Any]:
+def detector(backbone: str, training: bool, batch: int, size: int) -> Callable[[], Any]:
     from linvit.heads.detection import DetectionModel
 
     model = DetectionModel(20, "retinanet", backbone).to(memory_format=torch.channels_last).train(training)
-    images = [torch.rand(3, 800, 1056) for _ in range(batch)]
+    images = [torch.rand(3, size, size * 4 // 3) for _ in range(batch)]
     boxes = torch.tensor([[100.0, 100.0, 300.0, 400.0], [500.0, 200.0, 900.0, 700.0]])
     targets = [{"boxes": boxes, "labels": torch.tensor([1, 2])} for _ in images]
     if not training:
@@ -61,12 +66,12 @@ def detector(backbone: str, training: bool, batch: int) -> Callable[[], Any]:
     return stepper(model, lambda: sum(model(images, targets).values()))
 
 
-def segmenter(backbone: str, training: bool, batch: int) -> Callable[[], Any]:
+def segmenter(backbone: str, training: bool, batch: int, size: int) -> Callable[[], Any]:
     from linvit.heads.segmentation import Segmenter
 
     model = Segmenter(20, "fpn", backbone).to(memory_format=torch.channels_last).train(training)
-    images = torch.rand(batch, 3, 512, 512).contiguous(memory_format=torch.channels_last)
-    target = torch.randint(0, 20, (batch, 512, 512))
+    images = torch.rand(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
+    target = torch.randint(0, 20, (batch, size, size))
     return stepper(model, lambda: torch.nn.functional.cross_entropy(model(images), target))
 
 
@@ -85,10 +90,10 @@ def measure(workload: str, steps: int) -> dict[str, Any]:
     """Run a workload in this process: processor seconds of each step after the first, and peak memory in bytes."""
     keep_freed_memory()
     torch.set_num_threads(1)
-    kind, name, training, batch = WORKLOADS[workload]
+    kind, *arguments = WORKLOADS[workload]
     torch.manual_seed(0)
-    with torch.inference_mode(not training):
-        step = globals()[kind](name, training, batch)
+    with torch.inference_mode(not arguments[1]):
+        step = globals()[kind](*arguments)
         step()
         seconds = []
         for _ in range(steps):

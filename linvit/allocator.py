@@ -40,9 +40,9 @@ def keep_freed_memory() -> bool:
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):
         return False
-    kept = all([libc.mallopt(number, value) == 1 for number, _, value in _SETTINGS])
+    taken = [libc.mallopt(number, value) for number, _, value in _SETTINGS]
     os.environ.update({variable: str(value) for _, variable, value in _SETTINGS})
-    return kept
+    return taken == [1, 1]
 
 
 def _chosen_by_user() -> bool:
