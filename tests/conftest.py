@@ -1,6 +1,7 @@
 """What many tests need: a small trained-like model in a folder, and the command line without a subprocess."""
 
 import json
+import os
 import resource
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -9,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # for tests of kernels; Triton, which timm imports, reads it once
+
+import timm
 from PIL import Image
 
 import linvit

@@ -9,7 +9,7 @@ import torch
 from timm.layers import to_2tuple
 from torch import nn
 
-from linvit.ops import elu_plus_one, linear_attention
+from linvit.ops import linear_attention
 
 __all__ = ["CareTokenMixer", "DualInteraction"]
 
@@ -48,11 +48,11 @@ class CareTokenMixer(nn.Module):
 
     def _attend(self, v: torch.Tensor) -> torch.Tensor:
         B, C, H, W = v.shape
-        q, k = elu_plus_one(self.qk(v)).chunk(2, dim=1)
-        q = q.reshape(B, self.num_heads, -1, H * W).transpose(-2, -1)  # [B, h, N, d]
-        k = k.reshape(B, self.num_heads, -1, H * W).transpose(-2, -1)
-        v = v.reshape(B, self.num_heads, -1, H * W).transpose(-2, -1)
-        return linear_attention(q, k, v).transpose(-2, -1).reshape(B, C, H, W)
+        q, k = self.qk(v).chunk(2, dim=1)
+        heads = (B, self.num_heads, C // self.num_heads, H * W)
+        q, k, v = q.reshape(heads), k.reshape(heads), v.reshape(heads)
+        x = linear_attention(q.transpose(2, 3), k.transpose(2, 3), v.transpose(2, 3), feature_map="elu1")
+        return x.transpose(2, 3).reshape(B, C, H, W)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``[B, 3g, H, W]`` (global, local 3x3, local 7x7) to the same shape."""

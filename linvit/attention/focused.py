@@ -109,8 +109,8 @@ class FocusedLinearAttention(TokenAttention):
         B, N, C = x.shape
         prefix = self.num_prefix_tokens
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        k = k + positions_on_grid(self.positional_encoding, self.grid_size, grid_size, N, prefix)
-        x = focused_linear_attention(q, k, v, self.scale, self.num_heads, self.power)
+        positions = positions_on_grid(self.positional_encoding, self.grid_size, grid_size, N, prefix)
+        x = focused_linear_attention(q, k, v, self.scale, self.num_heads, self.power, positions=positions)
         # Tokens are the channels-last layout of a map: no data moves.
         v = v[:, prefix:].reshape(B, grid_size[0], grid_size[1], C).permute(0, 3, 1, 2)
         local = self._convolve(v).flatten(2).transpose(1, 2)

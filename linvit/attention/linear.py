@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from linvit.attention._common import TokenAttention
-from linvit.ops import elu_plus_one, linear_attention, relu
+from linvit.ops import linear_attention
 
 __all__ = ["LinearAttention"]
 
@@ -43,10 +43,6 @@ class LinearAttention(TokenAttention):
     def forward(self, x: torch.Tensor, grid_size: list[int] | None = None) -> torch.Tensor:
         """Map tokens ``[B, N, C]`` to the same shape; ``grid_size`` changes nothing."""
         B, N, C = x.shape
-        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        if self.feature_map == "elu":
-            q, k = elu_plus_one(q), elu_plus_one(k)
-        else:
-            q, k = relu(q), relu(k)
-        x = linear_attention(q, k, v)
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
+        x = linear_attention(q, k, v, feature_map="elu1" if self.feature_map == "elu" else "relu")
         return self.proj_drop(self.proj(x.transpose(1, 2).reshape(B, N, C)))

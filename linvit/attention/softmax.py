@@ -18,6 +18,6 @@ class SoftmaxAttention(TokenAttention):
     def forward(self, x: torch.Tensor, grid_size: list[int] | None = None) -> torch.Tensor:
         """Map tokens ``[B, N, C]`` to the same shape; ``grid_size`` changes nothing."""
         B, N, C = x.shape
-        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
         x = F.scaled_dot_product_attention(q, k, v)
         return self.proj_drop(self.proj(x.transpose(1, 2).reshape(B, N, C)))

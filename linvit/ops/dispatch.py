@@ -5,7 +5,7 @@ one of its fast version and gives it what no call site then has to think of:
 
 - Symbolic tracing (``torch.fx``, timm's and torchvision's feature extraction) keeps it as one call.
 - Autocast is off inside: it would take sums over tokens back to half precision.
-- ``backend`` chooses what runs.
+- ``backend`` chooses what runs: "reference", "torch" (the fast version) or "triton" (kernels, where there are some).
 - TorchScript compiles the fast version.
 """
 
@@ -20,24 +20,32 @@ import torch.fx
 
 __all__ = ["BACKENDS", "ENVIRONMENT_VARIABLE", "operator"]
 
-BACKENDS = ("auto", "reference", "torch")
+BACKENDS = ("auto", "reference", "torch", "triton")
 ENVIRONMENT_VARIABLE = "LINVIT_KERNELS"
 _default_backend = os.environ.get(ENVIRONMENT_VARIABLE, "auto")  # read once: compiled code could not follow a change
+_kernel_devices = ("cuda",)  # where "auto" thinks of kernels; ROCm calls itself cuda, too
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def operator(*, reference: Callable[..., Any] | None = None, autocast: bool = False) -> Callable[[Function], Function]:
+def operator(
+    *,
+    reference: Callable[..., Any] | None = None,
+    kernels: Callable[[], Callable[..., Any]] | None = None,
+    autocast: bool = False,
+) -> Callable[[Function], Function]:
     """Make an operator of its fast version.
 
     Args:
         reference: What reads like the formula, with the same arguments; the operator then takes ``backend``, one of
-            :data:`BACKENDS`, as its last argument. "auto" is what the environment variable ``LINVIT_KERNELS`` says, and
-            the fast version where it says nothing. None where there is nothing to choose.
+            :data:`BACKENDS`, as its last argument. None where there is nothing to choose.
+        kernels: Imports and returns what runs on kernels, with the same arguments; called when it is asked for.
         autocast: Leave autocast as it is inside.
 
     Returns:
-        A decorator.
+        A decorator. Of the operator, backend "auto" is what the environment variable ``LINVIT_KERNELS`` says. Where it
+        says nothing, it is the kernels on a GPU if they take the call and agreed with the reference on a small case of
+        its type, and the fast version everywhere else.
     """
 
     def decorate(fast: Function) -> Function:
@@ -48,14 +56,21 @@ def operator(*, reference: Callable[..., Any] | None = None, autocast: bool = Fa
             proxy = _first((args, kwargs), torch.fx.Proxy)
             if proxy is not None:
                 return proxy.tracer.create_proxy("call_function", call, args, kwargs)
+            device = _first((args, kwargs), torch.Tensor).device.type
             run: Callable[..., Any] = fast
             if reference is not None:
                 backend = kwargs.pop("backend", "auto")
                 if len(args) == len(arguments):  # by position, as the last one
                     args, backend = args[:-1], args[-1]
-                if _choose(backend) == "reference":
+                if backend == "triton" and kernels is None:
+                    raise ValueError(f"{fast.__name__} has no kernels: backend must be auto, reference or torch")
+                backend = _named(backend)
+                if backend == "auto" and kernels is not None and device in _kernel_devices:
+                    backend = "triton" if _kernels_take(fast.__name__, args, kwargs) else "torch"
+                if backend == "reference":
                     run = reference
-            device = _first((args, kwargs), torch.Tensor).device.type
+                elif backend == "triton" and kernels is not None:
+                    run = _load(kernels)
             if not autocast and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
                 with torch.autocast(device, enabled=False):
                     return run(*args, **kwargs)
@@ -67,13 +82,39 @@ def operator(*, reference: Callable[..., Any] | None = None, autocast: bool = Fa
     return decorate
 
 
-def _choose(backend: str) -> str:
+def _named(backend: str) -> str:
     name = "backend"
     if backend == "auto":
         name, backend = ENVIRONMENT_VARIABLE, _default_backend
     if backend not in BACKENDS:
         raise ValueError(f"{name} must be one of {', '.join(BACKENDS)}, got {backend!r}")
     return backend
+
+
+def _load(kernels: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+    try:
+        return kernels()
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        raise ValueError("backend 'triton' needs the package triton, which is for Linux alone") from None
+
+
+def _kernels_take(name: str, args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether "auto" gives a call to the kernels, which exports and functorch's transforms could not follow."""
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        return False
+    tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
+    if not torch.compiler.is_compiling():
+        # No condition on sizes where it could become one of a compiled graph.
+        if any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors):
+            return False
+        if tensors[1].numel() == 0 or tensors[1].shape[-2] < 16:  # fewer tokens than a kernel takes at a time
+            return False
+    from linvit.ops.agreement import kernels_agree
+
+    settings = tuple(x for x in (*args, *kwargs.values()) if isinstance(x, (str, float)))
+    return kernels_agree(name, str(tensors[0].device), tensors[0].dtype, settings)
 
 
 def _first(arguments: Any, kind: type) -> Any:

@@ -22,6 +22,17 @@ def relu(x: torch.Tensor) -> torch.Tensor:
     return F.relu(x)
 
 
+def map_features(q: torch.Tensor, k: torch.Tensor, feature_map: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Apply the feature map of that name, "elu1" or "relu", to queries and keys; None leaves them as they are."""
+    if feature_map is None:
+        return q, k
+    if feature_map == "elu1":
+        return elu_plus_one(q), elu_plus_one(k)
+    if feature_map == "relu":
+        return relu(q), relu(k)
+    raise ValueError(f"feature_map must be None, 'elu1' or 'relu', got '{feature_map}'")
+
+
 def focus_reference(x: torch.Tensor, power: float = 3.0) -> torch.Tensor:
     """Return ``x^p |x| / |x^p|`` as FLatten writes it (ICCV 2023, eq. 7); overflows where ``x^p`` does."""
     y = x**power

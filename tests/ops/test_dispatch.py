@@ -100,12 +100,14 @@ def test_backends_agree(name):
 
 
 def test_wrong_backends_are_named():
-    with pytest.raises(ValueError, match="backend must be one of auto, reference, torch, got 'cuda'"):
+    with pytest.raises(ValueError, match="backend must be one of auto, reference, torch, triton, got 'cuda'"):
         ops.linear_attention(*heads, backend="cuda")
+    with pytest.raises(ValueError, match="window_attention has no kernels"):
+        ops.window_attention(*CALLS["window_attention"], backend="triton")
     code = "import torch, linvit.ops as ops; ops.linear_attention(*torch.rand(3, 1, 1, 2, 2).unbind())"
     environment = os.environ | {"LINVIT_KERNELS": "fast"}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
-    assert "ValueError: LINVIT_KERNELS must be one of auto, reference, torch, got 'fast'" in result.stderr
+    assert "ValueError: LINVIT_KERNELS must be one of auto, reference, torch, triton, got 'fast'" in result.stderr
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -115,3 +117,19 @@ def test_autocast_changes_nothing(name, dtype):
     expected = function(*arguments)
     with torch.autocast("cpu", dtype):
         torch.testing.assert_close(function(*arguments), expected, rtol=0, atol=0)
+
+
+def test_kernels_are_imported_when_they_are_asked_for():
+    """And a CPU is told what they need."""
+    code = """
+import sys, torch, linvit.ops as ops
+tensors = torch.rand(3, 1, 1, 20, 2).requires_grad_().unbind()
+ops.linear_attention(*tensors).sum().backward()
+print([name for name in sys.modules if name.startswith("linvit")])
+ops.linear_attention(*tensors, backend="triton")
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert "linvit.ops.linear.fast" in result.stdout
+    assert "linvit.ops.launch" not in result.stdout
+    assert "backend 'triton' needs a GPU (or TRITON_INTERPRET=1 in the environment)" in result.stderr

@@ -1,5 +1,7 @@
 """Focused linear attention for all heads at once against the formula with its N x M weights, to the edges of range."""
 
+import io
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -111,3 +113,73 @@ def test_inference_in_chunks_equals_the_whole(n, m):
     assert half.dtype == torch.float16
     torch.testing.assert_close(chunked, whole, rtol=1e-11, atol=1e-14)
     torch.testing.assert_close(half.double(), whole, rtol=0, atol=0.02)
+
+
+def test_positions_are_added_to_the_keys():
+    q, k, v, scale = inputs()
+    positions = torch.randn(1, 9, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    expected = focused_linear_attention(q, k + positions, v, scale, 3)
+    for backend in ("torch", "reference"):
+        actual = focused_linear_attention(q, k, v, scale, 3, positions=positions, backend=backend)
+        torch.testing.assert_close(actual, expected)
+
+
+def test_the_gradient_by_hand_is_that_of_the_formula_twice_and_forwards():
+    tensors = tuple(t.requires_grad_() for t in inputs(3, 4, channels=4))
+
+    def attend(*tensors):
+        return focused_linear_attention(*tensors, 2)
+
+    assert torch.autograd.gradcheck(attend, tensors, check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(attend, tensors)
+
+
+def test_functorch_goes_through():
+    q, k, v, scale = inputs(3, 4, channels=4)
+
+    def loss(q, k, v):
+        return focused_linear_attention(q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), scale, 2).square().sum()
+
+    batched = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1, 2)))(q, k, v)
+    for i in range(2):
+        for a, b in zip(batched, torch.func.grad(loss, argnums=(0, 1, 2))(q[i], k[i], v[i]), strict=True):
+            torch.testing.assert_close(a[i], b)
+    _, tangent = torch.func.jvp(lambda q: loss(q, k[0], v[0]), (q[0],), (torch.ones_like(q[0]),))
+    torch.testing.assert_close(tangent, torch.func.grad(loss)(q[0], k[0], v[0]).sum())
+
+
+def test_tracing_with_gradients_on():
+    """The trace holds the formula, so it can be checked, saved and differentiated."""
+    tensors = [t.float().requires_grad_() for t in inputs()]
+    traced = torch.jit.trace(lambda *t: focused_linear_attention(*t, 3), tuple(tensors))
+    saved = io.BytesIO()
+    torch.jit.save(traced, saved)
+    saved.seek(0)
+    torch.testing.assert_close(torch.jit.load(saved)(*tensors), focused_linear_attention(*tensors, 3))
+    for a, b in zip(
+        torch.autograd.grad(traced(*tensors).sum(), tensors),
+        torch.autograd.grad(focused_linear_attention(*tensors, 3).sum(), tensors),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_sizes_leave_no_condition_in_an_export(grad):
+    class Attend(torch.nn.Module):
+        def forward(self, q, k, v, scale):
+            return focused_linear_attention(q, k, v, scale, 3)
+
+    tensors = tuple(t.float() for t in inputs(3000, 3000))
+    batch, tokens = torch.export.Dim("batch", min=1, max=64), torch.export.Dim("tokens", min=2, max=2**16)
+    shapes = {"q": {0: batch, 1: tokens}, "k": {0: batch, 1: tokens}, "v": {0: batch, 1: tokens}, "scale": None}
+    with torch.set_grad_enabled(grad):
+        program = torch.export.export(Attend(), tensors, dynamic_shapes=shapes, strict=True)
+    small = tuple(t.float() for t in inputs(7, 7))
+    torch.testing.assert_close(program.module()(*small), focused_linear_attention(*small, 3))
+
+
+def test_an_empty_batch_is_an_empty_result():
+    q, k, v, scale = inputs()
+    with torch.no_grad():
+        assert focused_linear_attention(q[:0], k[:0], v[:0], scale, 3).shape == (0, 11, 12)

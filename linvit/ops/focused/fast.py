@@ -1,5 +1,7 @@
 """Focused linear attention in time and memory linear in the number of tokens."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -12,7 +14,13 @@ from linvit.ops.precision import accumulation_dtype
 __all__ = ["focused_linear_attention"]
 
 
-@operator(reference=focused_linear_attention_reference)
+def _kernels() -> Callable[..., torch.Tensor]:
+    from linvit.ops.focused.fused import focused_linear_attention as kernels
+
+    return kernels
+
+
+@operator(reference=focused_linear_attention_reference, kernels=_kernels)
 def focused_linear_attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -21,6 +29,7 @@ def focused_linear_attention(
     num_heads: int,
     power: float = 3.0,
     eps: float = 1e-6,
+    positions: torch.Tensor | None = None,
     backend: str = "auto",
 ) -> torch.Tensor:
     """Attend in linear time with features ``focus((relu(x) + 1e-6) / softplus(scale))``, norms over all heads.
@@ -30,33 +39,30 @@ def focused_linear_attention(
 
     Args:
         q: Queries ``[B, N, C]``.
-        k: Keys ``[B, M, C]``, positional encoding included.
+        k: Keys ``[B, M, C]``.
         v: Values ``[B, M, C]``.
         scale: The learned scale before its softplus, ``C`` entries.
         num_heads: Heads; each takes a contiguous block of ``C / num_heads`` channels.
         power: The focusing power p.
         eps: Added to the features and to the normaliser.
+        positions: A positional encoding that is added to the keys, ``[1, M, C]``.
         backend: What computes it (:data:`linvit.ops.BACKENDS`).
 
     Returns:
         ``[B, N, C]`` in the type of ``v``.
     """
+    if positions is not None:
+        k = k + positions
     acc = accumulation_dtype(v)
     gain = 1 / F.softplus(scale.to(acc))
     # Focus is homogeneous: only the ratios of the gains enter the power, their size waits in a factor of each row.
     size = gain.detach().amax()
     gain = gain / size
-    if not torch.jit.is_scripting():
-        rows = _CHUNK // (v.shape[0] * v.shape[2])
-        if v.device.type == "cpu" and 0 < rows < max(q.shape[1], k.shape[1]) and _is_eager_inference():
-            context, k_mean = torch.zeros((), dtype=acc), torch.zeros((), dtype=acc)
-            for k_part, v_part in zip(k.split(rows, dim=1), v.split(rows, dim=1), strict=True):
-                part = _summarise(k_part, v_part, gain, size / k.shape[1], num_heads, power, eps)
-                context, k_mean = part[0] + context, part[1] + k_mean
-            out = v.new_empty(q.shape)
-            for q_part, out_part in zip(q.split(rows, dim=1), out.split(rows, dim=1), strict=True):
-                out_part.copy_(_look_up(q_part, context, k_mean, gain, size, power, eps))
-            return out
+    if not torch.jit.is_scripting():  # noqa: SIM102 -- TorchScript skips the block for this test alone
+        if _is_eager_inference() and v.device.type == "cpu":  # before any size, which could become a condition
+            rows = max(1, _CHUNK // max(1, v.shape[0] * v.shape[2]))
+            if rows < max(q.shape[1], k.shape[1]):
+                return _in_chunks(q, k, v, gain, size, num_heads, power, eps, rows)
     context, k_mean = _summarise(k, v, gain, size / k.shape[1], num_heads, power, eps)
     return _look_up(q, context, k_mean, gain, size, power, eps).to(v.dtype)
 
@@ -67,6 +73,27 @@ _CHUNK = 2**18
 
 def _is_eager_inference() -> bool:
     return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
+
+
+def _in_chunks(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    gain: torch.Tensor,
+    size: torch.Tensor,
+    num_heads: int,
+    power: float,
+    eps: float,
+    rows: int,
+) -> torch.Tensor:
+    context, k_mean = torch.zeros((), dtype=gain.dtype), torch.zeros((), dtype=gain.dtype)
+    for k_part, v_part in zip(k.split(rows, dim=1), v.split(rows, dim=1), strict=True):
+        part = _summarise(k_part, v_part, gain, size / k.shape[1], num_heads, power, eps)
+        context, k_mean = part[0] + context, part[1] + k_mean
+    out = v.new_empty(q.shape)
+    for q_part, out_part in zip(q.split(rows, dim=1), out.split(rows, dim=1), strict=True):
+        out_part.copy_(_look_up(q_part, context, k_mean, gain, size, power, eps))
+    return out
 
 
 def _summarise(
@@ -102,10 +129,12 @@ def _focus(x: torch.Tensor, gain: torch.Tensor, power: float, eps: float) -> tup
         x = focus(_features(x, gain, eps), power)
         return x, torch.ones_like(x[..., :1])
     if not torch.jit.is_scripting():  # noqa: SIM102 -- TorchScript skips the block for this test alone
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # compilers fuse autograd's passes themselves
-            return _Focus.apply(x, gain, power, eps)
-    y, factor, _, _ = _sharpen(x, gain, power, eps)
-    return y, factor
+        # Compilers fuse autograd's passes themselves, and a trace keeps the formula.
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+            y, norm, power_norm = _Focus.apply(x, gain, power, eps)
+            return y, norm / power_norm
+    y, norm, power_norm = _sharpen(x, gain, power, eps)
+    return y, norm / power_norm
 
 
 def _features(x: torch.Tensor, gain: torch.Tensor, eps: float) -> torch.Tensor:
@@ -115,41 +144,59 @@ def _features(x: torch.Tensor, gain: torch.Tensor, eps: float) -> torch.Tensor:
 
 def _sharpen(
     x: torch.Tensor, gain: torch.Tensor, power: float, eps: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return ``u ** p`` of the features u, and the norms of u and of its power."""
     x = _features(x, gain, eps)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     x = x**power
-    power_norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x, norm / power_norm, norm, power_norm
+    return x, norm, torch.linalg.vector_norm(x, dim=-1, keepdim=True)
 
 
 class _Focus(torch.autograd.Function):
-    """``_sharpen`` with its gradient by hand: a third of autograd's passes over the tokens, and ``x`` alone is kept."""
+    """``_sharpen`` with its gradient by hand: a third of autograd's passes over the tokens, and ``x`` alone is kept.
+
+    It can be differentiated again, forwards, and under ``torch.vmap``: all that backward uses are inputs and outputs.
+    """
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, gain: torch.Tensor, power: float, eps: float):
-        y, factor, norm, power_norm = _sharpen(x, gain, power, eps)
-        ctx.save_for_backward(x, gain, y, norm, power_norm)
-        ctx.power, ctx.eps = power, eps
-        return y, factor
+    def forward(x: torch.Tensor, gain: torch.Tensor, power: float, eps: float):
+        return _sharpen(x, gain, power, eps)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_y: torch.Tensor, grad_factor: torch.Tensor):
+    def setup_context(ctx, inputs, output) -> None:
+        x, gain, ctx.power, ctx.eps = inputs
+        ctx.save_for_backward(x, gain, *output)
+        ctx.save_for_forward(x, gain, *output)
+
+    @staticmethod
+    def backward(ctx, grad_y: torch.Tensor, grad_norm: torch.Tensor, grad_power_norm: torch.Tensor):
         x, gain, y, norm, power_norm = ctx.saved_tensors
         p = ctx.power
         u = _features(x, gain, ctx.eps)
-        # y = u^p and factor = |u| / |y|, so
-        # du = p u^(p-1) (dy - dfactor |u| / |y|^3 y) + dfactor / (|u| |y|) u
-        # A row of epsilons has |y| = 1e-18, whose third power float32 does not hold: divide one after the other.
-        share = grad_factor / power_norm
-        du = torch.addcmul(grad_y, y / power_norm, share * norm / power_norm, value=-1)
-        du.mul_(u ** (p - 1))
-        du.addcmul_(u, share / (p * norm))
-        grad_gain = None
+        # With y = u^p, du = p u^(p-1) (dy + d|y| y / |y|) + d|u| u / |u|.
+        du = torch.addcmul(grad_y, y / power_norm, grad_power_norm)
+        if torch.is_grad_enabled():  # this is differentiated itself
+            du = p * u ** (p - 1) * du + u * (grad_norm / norm)
+        else:
+            du.mul_(u ** (p - 1)).addcmul_(u, grad_norm / (p * norm)).mul_(p)
+        grad_gain, grad_x = None, None
         if ctx.needs_input_grad[1]:
-            grad_gain = u.mul_(du).sum(dim=tuple(range(u.ndim - 1)), keepdim=True).reshape(gain.shape) * (p / gain)
-        grad_x = None
+            grad_gain = (u * du).sum(dim=tuple(range(u.ndim - 1)), keepdim=True).reshape(gain.shape) / gain
         if ctx.needs_input_grad[0]:
-            grad_x = torch.ops.aten.hardtanh_backward(du.mul_(gain * p), x, 0.0, 65504.0)
+            grad_x = torch.where((x > 0) & (x < 65504.0), du * gain, 0.0)
         return grad_x, grad_gain, None, None
+
+    @staticmethod
+    def jvp(ctx, tangent_x: torch.Tensor | None, tangent_gain: torch.Tensor | None, *_):
+        x, gain, y, norm, power_norm = ctx.saved_tensors
+        u = _features(x, gain, ctx.eps)
+        tangent = torch.zeros_like(u)
+        if tangent_x is not None:
+            tangent = tangent + torch.where((x > 0) & (x < 65504.0), tangent_x * gain, 0.0)
+        if tangent_gain is not None:
+            tangent = tangent + u / gain * tangent_gain
+        tangent_y = ctx.power * u ** (ctx.power - 1) * tangent
+        along, power_along = (u * tangent).sum(dim=-1, keepdim=True), (y * tangent_y).sum(dim=-1, keepdim=True)
+        return tangent_y, along / norm, power_along / power_norm

@@ -18,8 +18,11 @@ def focused_linear_attention_reference(
     num_heads: int,
     power: float = 3.0,
     eps: float = 1e-6,
+    positions: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The formula, step by step, with ``N x M`` weights; quadratic, for tests and for reading."""
+    if positions is not None:
+        k = k + positions
     q = (F.relu(q) + eps) / F.softplus(scale)
     k = (F.relu(k) + eps) / F.softplus(scale)
     q, k = focus_reference(q, power), focus_reference(k, power)

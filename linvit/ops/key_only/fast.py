@@ -1,5 +1,7 @@
 """Key-only attention in time and memory linear in the number of tokens."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -31,7 +33,13 @@ def key_saliency(x: torch.Tensor, key_weight: torch.Tensor, u: torch.Tensor, num
     return F.linear(x.to(acc), weight)
 
 
-@operator(reference=global_context_reference)
+def _global_kernels() -> Callable[..., torch.Tensor]:
+    from linvit.ops.key_only.fused import global_context as kernels
+
+    return kernels
+
+
+@operator(reference=global_context_reference, kernels=_global_kernels)
 def global_context(saliency: torch.Tensor, v: torch.Tensor, backend: str = "auto") -> torch.Tensor:
     """Average the values of all tokens, weighted by ``softmax(saliency)`` over the tokens.
 
@@ -55,10 +63,21 @@ def global_context(saliency: torch.Tensor, v: torch.Tensor, backend: str = "auto
     acc = accumulation_dtype(v)
     weights = saliency.to(acc).softmax(dim=1).unsqueeze(-1)
     # OpenVINO takes a reshape from [B, h, d] to [B, 1, C] for one that changes nothing; this it understands.
-    return (weights * v.to(acc).reshape(B, N, saliency.shape[2], -1)).sum(dim=1, keepdim=True).flatten(2).to(v.dtype)
+    return (
+        (weights * v.to(acc).reshape(B, N, saliency.shape[2], v.shape[2] // saliency.shape[2]))
+        .sum(dim=1, keepdim=True)
+        .flatten(2)
+        .to(v.dtype)
+    )
 
 
-@operator(reference=local_context_reference)
+def _local_kernels() -> Callable[..., torch.Tensor]:
+    from linvit.ops.key_only.fused import local_context as kernels
+
+    return kernels
+
+
+@operator(reference=local_context_reference, kernels=_local_kernels)
 def local_context(
     saliency: torch.Tensor, v: torch.Tensor, grid_size: list[int], kernel_size: int, backend: str = "auto"
 ) -> torch.Tensor:

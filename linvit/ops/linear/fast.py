@@ -1,17 +1,31 @@
 """Linear attention in time and memory linear in the number of tokens."""
 
+from collections.abc import Callable
+
 import torch
 
 from linvit.ops.dispatch import operator
+from linvit.ops.feature_maps import map_features
 from linvit.ops.linear.reference import linear_attention_reference
 from linvit.ops.precision import accumulation_dtype
 
 __all__ = ["linear_attention"]
 
 
-@operator(reference=linear_attention_reference)
+def _kernels() -> Callable[..., torch.Tensor]:
+    from linvit.ops.linear.fused import linear_attention as kernels
+
+    return kernels
+
+
+@operator(reference=linear_attention_reference, kernels=_kernels)
 def linear_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float = 1e-6, backend: str = "auto"
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    eps: float = 1e-6,
+    feature_map: str | None = None,
+    backend: str = "auto",
 ) -> torch.Tensor:
     """Attend in time and memory linear in the number of tokens.
 
@@ -20,20 +34,23 @@ def linear_attention(
     the product of one query, key and value entry fits float32.
 
     Args:
-        q: Query features ``[B, h, N, d]``, non-negative (see :mod:`linvit.ops.feature_maps`).
-        k: Key features ``[B, h, M, d]``, non-negative.
+        q: Queries ``[B, h, N, d]``.
+        k: Keys ``[B, h, M, d]``.
         v: Values ``[B, h, M, e]``.
         eps: Added to the normaliser ``q_i . mean_j k_j``.
+        feature_map: "elu1" or "relu" (:mod:`linvit.ops.feature_maps`), applied to queries and keys; None where they
+            are non-negative features already.
         backend: What computes it (:data:`linvit.ops.BACKENDS`).
 
     Returns:
         ``[B, h, N, e]`` in the type of ``v``.
 
     Raises:
-        ValueError: The shapes do not fit together.
+        ValueError: The shapes do not fit together, or another feature map.
     """
     if not torch.jit.is_scripting():
         _check_shapes(q, k, v)
+    q, k = map_features(q, k, feature_map)
     acc = accumulation_dtype(v)
     q = q.to(acc)
     k = k.to(acc) / k.shape[-2]

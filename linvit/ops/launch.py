@@ -1,0 +1,142 @@
+"""What all Triton kernels are launched with: layouts, padded sizes, precision of products, shares of the tokens."""
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+__all__ = [
+    "INTERPRETED",
+    "accumulator",
+    "alike",
+    "launch",
+    "layout",
+    "power_of_two",
+    "precision",
+    "shares",
+    "strides",
+    "tile",
+    "unsupported",
+]
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+"""Whether kernels run in Triton's interpreter, on the CPU (TRITON_INTERPRET=1 when Triton was imported)."""
+
+_ACCUMULATORS = {torch.float64: (torch.float64, tl.float64)}
+
+
+def accumulator(dtype: torch.dtype) -> tuple[torch.dtype, tl.dtype]:
+    """Return the type in which sums over tensors of a type are kept: float32, or float64 for float64."""
+    return _ACCUMULATORS.get(dtype, (torch.float32, tl.float32))
+
+
+def precision(dtype: torch.dtype, hip: bool = torch.version.hip is not None) -> str:
+    """Return how tensor cores multiply float32 numbers: at least as exactly as the input type keeps them."""
+    if dtype == torch.float64:
+        return "ieee"
+    if hip:
+        return "bf16x3" if dtype == torch.bfloat16 else "bf16x6"
+    return "tf32" if dtype == torch.bfloat16 else "tf32x3"
+
+
+def power_of_two(n: int) -> int:
+    """Return the smallest power of two that is no smaller than ``n``."""
+    return 1 << (n - 1).bit_length()
+
+
+MAX_HEAD_SIZE = 128
+
+
+def unsupported(x: Tensor, *head_sizes: int) -> None:
+    """Raise a ValueError if kernels cannot take ``x`` and others of its device, or heads of such sizes."""
+    if x.device.type != "cuda" and not (INTERPRETED and x.device.type == "cpu"):
+        raise ValueError(
+            f"backend 'triton' needs a GPU (or TRITON_INTERPRET=1 in the environment), got a tensor on {x.device}"
+        )
+    if x.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise ValueError(f"backend 'triton' takes floating-point tensors, got {x.dtype}")
+    if max(head_sizes) > MAX_HEAD_SIZE:
+        raise ValueError(f"backend 'triton' takes heads of up to {MAX_HEAD_SIZE} channels, got {max(head_sizes)}")
+
+
+def tile(d: int, e: int, kernel: str, dtype: torch.dtype) -> dict[str, int]:
+    """Return a kernel's padded head size, columns of values and tokens at a time, slices of the values, and warps.
+
+    Chosen so that every configuration fits into registers, on processors of 64 Ki of them and 164 KiB of shared memory.
+    """
+    DP, EP = max(16, power_of_two(d)), max(16, power_of_two(e))
+    exact = dtype != torch.bfloat16  # three products of tensor cores instead of one, with as many operands
+    heavy = kernel == "query_backward"
+    EP = min(EP, 32 if heavy and exact else 16 if exact and DP == 128 else 32 if DP == 128 else 64)
+    backward = kernel.endswith(("_backward", "_gradient"))
+    narrow = exact and ((heavy and max(DP, EP) > 32) or (kernel == "key_backward" and DP == 128))
+    BN = 16 if narrow else 32 if exact or backward or max(DP, EP) > 32 else 64
+    warps = 8 if max(DP, EP) > 32 or (exact and heavy) else 4
+    return {"DP": DP, "EP": EP, "SLICES": triton.cdiv(e, EP), "BN": BN, "num_warps": warps}
+
+
+def layout(x: Tensor) -> tuple[int, int]:
+    """Return which axis of ``x [B, h, N, d]`` has stride 1 (0 channels, 1 tokens, 2 neither), and the alignment.
+
+    The alignment divides the strides of tokens and heads of layout 0. A tensor of the same model has the same one at
+    every image size.
+    """
+    if x.stride(3) == 1:
+        return 0, math.gcd(x.stride(1), x.stride(2), 16)
+    return (1, 1) if x.stride(2) == 1 else (2, 1)
+
+
+def strides(**tensors: Tensor) -> dict[str, Any]:
+    """Return strides, layout and alignment of tensors ``[B, h, N, d]`` as kernels take them."""
+    arguments: dict[str, Any] = {}
+    for name, x in tensors.items():
+        kind, align = layout(x)
+        arguments |= {f"{name.upper()}_LAYOUT": kind, f"{name.upper()}_ALIGN": align}
+        arguments |= {f"{name}_b": x.stride(0), f"{name}_d": x.stride(3)}
+        arguments |= {f"{name}_h": x.stride(1) // align, f"{name}_n": x.stride(2) // align}
+    return arguments
+
+
+def alike(x: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Return an empty ``[B, h, N, channels]``, in memory ``[B, N, h, channels]``, or channels first where x is so."""
+    B, h, N, _ = x.shape
+    dtype = dtype or x.dtype
+    if x.stride(3) == 1:
+        return x.new_empty(B, N, h, channels, dtype=dtype).transpose(1, 2)
+    return x.new_empty(B, h, channels, N, dtype=dtype).transpose(2, 3)
+
+
+def shares(tokens: int, others: int, block: int, device: torch.device) -> tuple[int, int]:
+    """Split tokens over programs, so that a device has work for all its processors, but no more than that.
+
+    Args:
+        tokens: How many there are.
+        others: Programs that run for every share (batch times heads).
+        block: Tokens that a program takes at a time.
+
+    Returns:
+        Programs, and the tokens of each, a multiple of ``block``.
+    """
+    processors = 2
+    if device.type == "cuda":
+        processors = torch.cuda.get_device_properties(device).multi_processor_count
+    blocks = max(1, triton.cdiv(tokens, block))
+    programs = min(blocks, triton.cdiv(4 * processors, max(1, others)))
+    share = triton.cdiv(blocks, programs)
+    return triton.cdiv(blocks, share), share * block
+
+
+def launch(kernel, grid: tuple[int, ...], device: torch.device, **arguments) -> None:
+    """Run a kernel on the device of its tensors, if there is anything to do; it takes what it has a parameter for."""
+    if 0 in grid:
+        return
+    names = kernel.arg_names
+    chosen = {name: value for name, value in arguments.items() if name in names or name in ("num_warps", "num_stages")}
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            kernel[grid](**chosen)
+    else:
+        kernel[grid](**chosen)
