@@ -8,11 +8,9 @@ mechanisms take turns at each size. "softmax (explicit)" writes the N x N weight
 """
 
 import argparse
-import json
-import platform
+import statistics
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import torch
@@ -20,11 +18,12 @@ from matplotlib import pyplot as plt
 from torch import nn
 
 from linvit.attention import FocusedLinearAttention, KeyOnlyAttention, LinearAttention, SoftmaxAttention
-from linvit.bench import median, peak_memory, take_turns
-from linvit.files import atomic_write
+from linvit.bench import peak_memory, take_turns
+from linvit.bench.records import Record
 
 DIM, HEADS, PATCH = 192, 3, 16
 MIB = 2**20
+WHAT = "Time and peak memory of one attention (192 channels, 3 heads, patches of 16x16), forward, one image"
 
 
 class ExplicitSoftmaxAttention(SoftmaxAttention):
@@ -47,7 +46,8 @@ MECHANISMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 @torch.inference_mode()
-def measure(img_size: int, rounds: int) -> dict[str, Any]:
+def measure(record: Record, img_size: int, rounds: int) -> None:
+    """Add a cell for each mechanism at one size."""
     torch.manual_seed(0)
     grid = img_size // PATCH
     tokens = torch.randn(1, grid * grid, DIM)
@@ -55,39 +55,31 @@ def measure(img_size: int, rounds: int) -> dict[str, Any]:
     modules["softmax (explicit)"].load_state_dict(modules["softmax (fused)"].state_dict())
     fused, explicit = modules["softmax (fused)"](tokens), modules["softmax (explicit)"](tokens)
     assert (fused - explicit).abs().max() < 1e-4 * fused.abs().max()
-    sides = {name: lambda module=module: module(tokens) for name, module in modules.items()}
-    seconds = take_turns(sides, rounds, warmup=1)
-    return {
-        "img_size": img_size,
-        "seconds": seconds,
-        "bytes": {name: peak_memory(side) for name, side in sides.items()},
-    }
+    contenders = {name: lambda module=module: module(tokens) for name, module in modules.items()}
+    seconds = take_turns(contenders, rounds, warmup=1)
+    for name, call in contenders.items():
+        of = {"mechanism": name, "img_size": img_size}
+        record.add(of, {"seconds": seconds[name], "bytes": peak_memory(call)})
 
 
-def per_pixel_ratio(cells: list[dict[str, Any]], name: str, key: str) -> float:
-    """Cost per pixel at the largest size over that at 448."""
-
-    def cost(cell: dict[str, Any]) -> float:
-        value = median(cell["seconds"])[name] if key == "seconds" else cell["bytes"][name]
-        return value / cell["img_size"] ** 2
-
-    at_448 = next(cell for cell in cells if cell["img_size"] == 448)
-    return cost(cells[-1]) / cost(at_448)
+def cost(record: Record, name: str, img_size: int) -> tuple[float, float]:
+    """Return the median seconds and the bytes of one cell."""
+    raw = record.get(mechanism=name, img_size=img_size)
+    assert raw
+    return statistics.median(raw["seconds"]), raw["bytes"]
 
 
-def chart(cells: list[dict[str, Any]], path: Path) -> None:
+def chart(record: Record, sizes: list[int], path: Path) -> None:
     matplotlib.use("Agg")
-    sizes = [cell["img_size"] for cell in cells]
     figure, (time_axes, memory_axes) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for name in MECHANISMS:
         style = "--" if name.startswith("softmax") else "-"
-        time_axes.plot(sizes, [median(cell["seconds"])[name] * 1e3 for cell in cells], style, marker="o", label=name)
-        memory_axes.plot(sizes, [cell["bytes"][name] / MIB for cell in cells], style, marker="o", label=name)
+        seconds, peaks = zip(*(cost(record, name, size) for size in sizes), strict=True)
+        time_axes.plot(sizes, [each * 1e3 for each in seconds], style, marker="o", label=name)
+        memory_axes.plot(sizes, [each / MIB for each in peaks], style, marker="o", label=name)
     guide = [(size / sizes[-1]) ** 2 for size in sizes]
-    for axes, last in (
-        (time_axes, median(cells[-1]["seconds"])["focused"] * 1e3),
-        (memory_axes, cells[-1]["bytes"]["focused"] / MIB),
-    ):
+    seconds, peak = cost(record, "focused", sizes[-1])
+    for axes, last in ((time_axes, seconds * 1e3), (memory_axes, peak / MIB)):
         axes.plot(sizes, [0.6 * last * share for share in guide], ":", color="grey", label="proportional to pixels")
         axes.set_xscale("log")
         axes.set_yscale("log")
@@ -107,28 +99,27 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[224, 320, 448, 640, 896, 1280, 1792])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, help="write the raw figures here, as JSON")
+    parser.add_argument("--out", type=Path, help="keep the raw values here, as JSON")
     parser.add_argument("--chart", type=Path, help="draw them here, as PNG")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(f"{'ms / MiB':>8}" + "".join(f"{name:>22}" for name in MECHANISMS))
-    cells = []
-    for img_size in sorted(args.sizes):
-        cells.append(measure(img_size, args.rounds))
-        times, memory = median(cells[-1]["seconds"]), cells[-1]["bytes"]
-        line = "".join(f"{times[name] * 1e3:12.1f} /{memory[name] / MIB:8.1f}" for name in MECHANISMS)
+    record = Record.resume(args.out, WHAT, {"threads": args.threads, "rounds": args.rounds})
+    sizes = sorted(args.sizes)
+    for img_size in sizes:
+        if record.get(mechanism="focused", img_size=img_size) is None:
+            measure(record, img_size, args.rounds)
+        costs = [cost(record, name, img_size) for name in MECHANISMS]
+        line = "".join(f"{seconds * 1e3:12.1f} /{peak / MIB:8.1f}" for seconds, peak in costs)
         print(f"{img_size:>8}{line}", flush=True)
-    if 448 in args.sizes:
+    if 448 in sizes:
+        pixels = (sizes[-1] / 448) ** 2
         for name in MECHANISMS:
-            ratios = [per_pixel_ratio(cells, name, key) for key in ("seconds", "bytes")]
-            print(f"{name}: per pixel, {cells[-1]['img_size']} over 448: time {ratios[0]:.2f}, memory {ratios[1]:.2f}")
-    if args.out:
-        versions = {"torch": torch.__version__, "threads": args.threads, "machine": platform.machine()}
-        record = versions | {"cpu_capability": torch.backends.cpu.get_cpu_capability(), "cells": cells}
-        with atomic_write(args.out) as temporary:
-            temporary.write_text(json.dumps(record, indent=1))
+            pairs = zip(cost(record, name, sizes[-1]), cost(record, name, 448), strict=True)
+            time, memory = (large / small / pixels for large, small in pairs)
+            print(f"{name}: per pixel, {sizes[-1]} over 448: time {time:.2f}, memory {memory:.2f}")
     if args.chart:
-        chart(cells, args.chart)
+        chart(record, sizes, args.chart)
 
 
 if __name__ == "__main__":

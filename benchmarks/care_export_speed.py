@@ -10,12 +10,11 @@ Steps, each on top of the one before:
     separate    the channel groups separate tensors: OpenVINO's export, and slower in ONNX Runtime, hence not its
 
 and, as a bound that computes something else and can never be reached, ``no GELU``: the fused graph without its
-activations. Sides take turns; medians. The outputs of all but the last are compared first.
+activations. All take turns; medians. The outputs of all but the last are compared first.
 """
 
 import argparse
 import dataclasses
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,11 +26,10 @@ import torch
 from torch import nn
 
 from linvit.bench import median, take_turns
-from linvit.bench.run import machine
+from linvit.bench.records import Record
 from linvit.deploy.export import BOUNDS, compare
 from linvit.deploy.formats import find_format
 from linvit.deploy.job import make_job, quiet
-from linvit.files import atomic_write
 
 RUNTIMES = {
     "onnxruntime": ("onnx", "float32"),
@@ -89,31 +87,33 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--out", type=Path, help="write the raw times here, as JSON")
     args = parser.parse_args()
-    record: dict[str, Any] = {"machine": machine(), "threads": args.threads, "cells": []}
+    settings = {"threads": args.threads, "rounds": args.rounds}
+    record = Record.resume(args.out, "Each step of exporting CARE, one image at 224x224", settings)
     images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     print(f"{'':10}{'':15}{'':11}{'ms':>8}{'published /':>13}{'converted /':>13}{'error':>10}")
     for name in args.models:
         torch.manual_seed(0)
         model = timm.create_model(name, layer_scale_init_value=0.3).eval()
         for where in args.runtimes:
+            if record.get(model=name, runtime=where, step="published"):
+                continue
             runs = dict(forms(model, where, images, args.threads))
             errors = {step: compare(model, run, images).max_error for step, run in runs.items()}
             bound = BOUNDS[RUNTIMES[where][1]]
             wrong = [step for step, error in errors.items() if step != "no GELU" and not error <= bound]
             if wrong:
                 raise SystemExit(f"{name}, {where}: {', '.join(wrong)} differs from the model by more than {bound}")
-            sides = {step: (lambda run=run: run(images)) for step, run in runs.items()}
-            seconds = take_turns(sides, args.rounds, warmup=5)
+            calls = {step: (lambda run=run: run(images)) for step, run in runs.items()}
+            seconds = take_turns(calls, args.rounds, warmup=5)
             medians = median(seconds)
             for step, middle in medians.items():
                 gain = medians["published"] / middle
                 over = f"{medians['converted'] / middle:13.3f}" if "converted" in medians else f"{'':13}"
                 error = "" if step == "no GELU" else f"{errors[step]:10.1e}"
                 print(f"{name:10}{where:15}{step:11}{middle * 1e3:8.2f}{gain:13.3f}{over}{error}", flush=True)
-            record["cells"].append({"model": name, "runtime": where, "errors": errors, "seconds": seconds})
-    if args.out:
-        with atomic_write(args.out) as temporary:
-            temporary.write_text(json.dumps(record, indent=1))
+            for step in runs:
+                of = {"model": name, "runtime": where, "step": step}
+                record.add(of, {"seconds": seconds[step], "error": errors[step]})
 
 
 if __name__ == "__main__":

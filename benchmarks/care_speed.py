@@ -2,13 +2,11 @@
 
     python benchmarks/care_speed.py --out benchmarks/care_speed.json
 
-Sides take turns; a ratio below 1 means that linvit's model is faster than the transcription in the same precision
-(``linvit.models.care_reference``, contiguous NCHW). Before anything is timed, both sides' outputs are compared.
+They take turns; a ratio below 1 means that linvit's model is faster than the transcription in the same precision
+(``linvit.models.care_reference``, contiguous NCHW). Before anything is timed, the outputs are compared.
 """
 
 import argparse
-import json
-import platform
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 import linvit  # noqa: F401 -- registers the models
 from linvit.bench import median, take_turns
-from linvit.files import atomic_write
+from linvit.bench.records import Record
 from linvit.models.care_reference import care_reference
 
 NAME = "care_s0"
@@ -43,7 +41,7 @@ def stepper(parameters: list[torch.Tensor], forward: Callable[[], torch.Tensor],
     return step
 
 
-def sides(batch: int, precision: str, training: bool) -> dict[str, Callable[[], object]]:
+def contenders(batch: int, precision: str, training: bool) -> dict[str, Callable[[], object]]:
     torch.manual_seed(0)
     images = torch.randn(batch, 3, 224, 224)
     model = timm.create_model(NAME, layer_scale_init_value=0.5)
@@ -83,31 +81,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the raw times here, as JSON")
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
-    record = {
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-        "rounds": args.rounds,
-        "cells": [],
-    }
+    settings = {"threads": torch.get_num_threads(), "rounds": args.rounds}
+    record = Record.resume(args.out, "CARE-S0 and the plain transcription of its formulas at 224x224", settings)
     print(f"{'':24}{'transcription':>14}" + "".join(f"{layout:>24}" for layout in LAYOUTS))
     for training in (True, False):
         for batch in (1, 32):
             for precision in ("float32", "bfloat16"):
-                seconds = take_turns(sides(batch, precision, training), args.rounds, warmup=2)
-                middle = median(seconds)
                 phase = "training step" if training else "inference"
+                of = {"phase": phase, "batch": batch, "precision": precision}
+                if record.get(**of, contender="transcription"):
+                    continue
+                seconds = take_turns(contenders(batch, precision, training), args.rounds, warmup=2)
+                middle = median(seconds)
                 base = middle["transcription"]
                 line = f"{phase}, {batch}, {precision}"
                 line = f"{line:28}{base * 1e3:8.1f} ms"
                 for layout in LAYOUTS:
                     line += f"{middle[layout] * 1e3:10.1f} ms  ratio {middle[layout] / base:4.2f}"
                 print(line, flush=True)
-                cell = {"phase": phase, "batch": batch, "precision": precision, "seconds": seconds}
-                record["cells"].append(cell)
-    if args.out:
-        with atomic_write(args.out) as temporary:
-            temporary.write_text(json.dumps(record, indent=1))
+                for name, values in seconds.items():
+                    record.add({**of, "contender": name}, {"seconds": values})
 
 
 if __name__ == "__main__":

@@ -3,19 +3,16 @@
     python benchmarks/dense_memory.py --out benchmarks/dense_memory.json --chart docs/dense_memory.png
 
 One image, float32, inference on the CPU; the maps that a detection or segmentation head takes, without the head. Each
-figure comes from a process of its own and is the highest resident memory during the forward pass above that before it,
+value comes from a process of its own and is the highest resident memory during the forward pass above that before it,
 weights included in the latter. "explicit" writes the N x N attention weights out, as models without
 ``scaled_dot_product_attention`` do. What needs more than the limit is left out.
 """
 
 import argparse
-import json
 import multiprocessing
-import platform
 import resource
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import torch
@@ -23,7 +20,7 @@ from matplotlib import pyplot as plt
 from timm.layers import set_fused_attn
 
 from linvit.bench import peak_memory
-from linvit.files import atomic_write
+from linvit.bench.records import Record
 from linvit.heads.backbone import Backbone
 
 MIB = 2**20
@@ -41,12 +38,12 @@ ANY_SIZE = {
 
 
 @torch.inference_mode()
-def measure(side: str, img_size: int, limit: int, threads: int) -> int | None:
+def measure(contender: str, img_size: int, limit: int, threads: int) -> int | None:
     """Return the bytes of one forward pass; None beyond the limit. Runs in a process of its own."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    name = side.removesuffix(EXPLICIT)
-    if side != name:
+    name = contender.removesuffix(EXPLICIT)
+    if contender != name:
         set_fused_attn(False)
     maps = Backbone(name, (4, 8, 16, 32), args=ANY_SIZE.get(name)).eval().body
     maps(torch.randn(1, 3, 64, 64))  # libraries set themselves up at the first call
@@ -61,15 +58,16 @@ def measure(side: str, img_size: int, limit: int, threads: int) -> int | None:
         return None
 
 
-def chart(record: dict[str, dict[str, int | None]], path: Path) -> None:
+def chart(record: Record, path: Path) -> None:
     matplotlib.use("Agg")
     figure, panels = plt.subplots(1, len(PANELS), figsize=(4 * len(PANELS), 4), sharey=True, layout="constrained")
-    for axes, (title, sides) in zip(panels, PANELS.items(), strict=True):
-        for side in sides:
-            points = [(int(size), value / MIB) for size, value in record[side].items() if value is not None]
-            linear = side.startswith(("flatten", "care", "linglo"))
-            axes.plot(*zip(*points, strict=True), "-" if linear else "--", marker="o", label=side)
-        sizes = [int(size) for size in record[sides[0]]]
+    for axes, (title, names) in zip(panels, PANELS.items(), strict=True):
+        for name in names:
+            cells = [(cell.of["img_size"], cell.raw["bytes"]) for cell in record.select(backbone=name)]
+            points = [(size, value / MIB) for size, value in cells if value is not None]
+            linear = name.startswith(("flatten", "care", "linglo"))
+            axes.plot(*zip(*points, strict=True), "-" if linear else "--", marker="o", label=name)
+        sizes = [cell.of["img_size"] for cell in record.select(backbone=names[0])]
         axes.set_title(title)
         axes.set_xscale("log")
         axes.set_yscale("log")
@@ -88,27 +86,25 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024, 1536, 2048])
     parser.add_argument("--limit", type=float, default=6.0, help="most memory of one pass, in GiB")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, help="write the raw figures here, as JSON")
+    parser.add_argument("--out", type=Path, help="keep the raw values here, as JSON")
     parser.add_argument("--chart", type=Path, help="draw them here, as PNG")
     args = parser.parse_args()
     limit = int(args.limit * 1024 * MIB)
     context = multiprocessing.get_context("forkserver")  # imports once; every measurement starts from there
     context.set_forkserver_preload(["linvit.heads.backbone"])
-    record: dict[str, dict[str, int | None]] = {}
+    what = "Peak memory of a backbone's forward pass, one square image, float32"
+    record = Record.resume(args.out, what, {"threads": args.threads, "limit": limit})
     print(f"{'peak MiB at':36}" + "".join(f"{size:>9}" for size in args.sizes))
     with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
-        for side in [side for sides in PANELS.values() for side in sides]:
-            print(f"{side:36}", end="", flush=True)
-            record[side] = {}
+        for name in [name for names in PANELS.values() for name in names]:
+            print(f"{name:36}", end="", flush=True)
             for size in args.sizes:
-                value = pool.submit(measure, side, size, limit, args.threads).result()
-                record[side][str(size)] = value
+                if (found := record.get(backbone=name, img_size=size)) is None:
+                    found = {"bytes": pool.submit(measure, name, size, limit, args.threads).result()}
+                    record.add({"backbone": name, "img_size": size}, found)
+                value = found["bytes"]
                 print(f"{'over' if value is None else f'{value / MIB:.0f}':>9}", end="", flush=True)
             print()
-    if args.out:
-        facts: dict[str, Any] = {"torch": torch.__version__, "threads": args.threads, "machine": platform.machine()}
-        with atomic_write(args.out) as temporary:
-            temporary.write_text(json.dumps(facts | {"limit": limit, "bytes": record}, indent=1) + "\n")
     if args.chart:
         chart(record, args.chart)
 

@@ -8,7 +8,6 @@ these there is ``--trained``. A cell that is in the file already is not run agai
 """
 
 import argparse
-import json
 import tempfile
 import time
 from dataclasses import asdict
@@ -19,12 +18,14 @@ import timm
 import torch
 
 import linvit
+from linvit.bench.records import Record
 from linvit.data.images import images_below, load_image
 from linvit.deploy import FORMATS, export_model, find_format
-from linvit.files import atomic_write
 from linvit.inference.classification import ClassificationPredictor
 
 MODELS = {"care_s0": {"layer_scale_init_value": 0.5}, "flatten_pvt_tiny": {}, "flatten_swin_tiny": {}, "linglo_b0": {}}
+
+CALIBRATION = 200
 
 
 def build(name: str) -> torch.nn.Module:
@@ -44,8 +45,8 @@ def cell(name: str, format: str, precision: str, data: Path, count: int) -> dict
     """Export once, and say what came of it."""
     classifier = ClassificationPredictor(build(name), device="cpu")
     size = classifier.input_config["input_size"][1:]
-    calibration = photos(classifier, data / "train", 200) if precision == "int8" else None
-    record: dict[str, Any] = {"model": name, "format": format, "precision": precision, "img_size": list(size)}
+    calibration = photos(classifier, data / "train", CALIBRATION) if precision == "int8" else None
+    record: dict[str, Any] = {"img_size": list(size)}
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -73,16 +74,6 @@ def words(record: dict[str, Any]) -> str:
     return f"{errors}, {record['top1_agreement']:.0%}, {record['megabytes']:.1f} MB"
 
 
-def print_table(records: list[dict[str, Any]]) -> None:
-    """Print a row for each model and format, with a column for each precision."""
-    columns = ["float32", "float16", "bfloat16", "int8"]
-    print(f"\n| model | format | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 2)}")
-    cells = {(record["model"], record["format"], record["precision"]): words(record) for record in records}
-    for model, format in dict.fromkeys(key[:2] for key in cells):
-        row = [cells.get((model, format, precision), "") for precision in columns]
-        print(f"| `{Path(model).name}` | {format} | {' | '.join(row)} |")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True, help="folder with train and val")
@@ -93,20 +84,17 @@ def main() -> None:
     parser.add_argument("--trained-images", type=int, default=500, help="photos to compare trained models on")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    records = json.loads(args.out.read_text()) if args.out.exists() else []
-    done = {(record["model"], record["format"], record["precision"]) for record in records if "error" not in record}
-    records = [record for record in records if "error" not in record]
+    what = "Every format and precision of a model of each family: how far the file is from the model"
+    record = Record.resume(args.out, what, {"images": args.images, "calibration": CALIBRATION})
     for name in [*args.models, *args.trained]:
         for format in args.formats:
             for precision in find_format(format).precisions:
-                if (name, format, precision) in done:
-                    continue
-                count = args.images if name in MODELS else args.trained_images
-                records.append(cell(name, format, precision, args.photos, count))
-                print(f"{name}, {format}, {precision}: {words(records[-1])}", flush=True)
-                with atomic_write(args.out) as temporary:
-                    temporary.write_text(json.dumps(records, indent=1) + "\n")
-    print_table(records)
+                done = record.get(model=name, format=format, precision=precision)
+                if done is None or "error" in done:
+                    count = args.images if name in MODELS else args.trained_images
+                    done = cell(name, format, precision, args.photos, count)
+                    record.add({"model": name, "format": format, "precision": precision}, done)
+                print(f"{name}, {format}, {precision}: {words(done)}", flush=True)
 
 
 if __name__ == "__main__":

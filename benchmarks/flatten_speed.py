@@ -2,13 +2,11 @@
 
     python benchmarks/flatten_speed.py --out benchmarks/flatten_speed.json
 
-The two sides take turns; a ratio below 1 means that focused linear attention is faster. One image per step, float32.
+The two take turns; a ratio below 1 means that focused linear attention is faster. One image per step, float32.
 timm has no PVT (v1) and no CSwin, so these hosts have no peer here.
 """
 
 import argparse
-import json
-import platform
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +15,7 @@ import torch
 
 import linvit  # noqa: F401 -- registers the models
 from linvit.bench import median, take_turns
-from linvit.files import atomic_write
+from linvit.bench.records import Record
 
 PEERS = {
     "flatten_deit_tiny": "deit_tiny_patch16_224",
@@ -33,7 +31,7 @@ def build(name: str, img_size: int) -> torch.nn.Module:
     return timm.create_model(name, **({"img_size": img_size} if fixed_size and "flatten_pvt" not in name else {}))
 
 
-def side(name: str, img_size: int, training: bool) -> Callable[[], object]:
+def work(name: str, img_size: int, training: bool) -> Callable[[], object]:
     torch.manual_seed(0)
     model = build(name, img_size).train(training)
     images = torch.randn(1, 3, img_size, img_size)
@@ -59,30 +57,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the raw times here, as JSON")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    record = {
-        "threads": args.threads,
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "machine": platform.machine(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cells": [],
-    }
+    settings = {"threads": args.threads, "rounds": args.rounds}
+    record = Record.resume(args.out, "FLatten's hosts and timm's softmax models, one image, float32", settings)
     print(f"{'':34}{'size':>6}{'linear':>12}{'softmax':>12}{'ratio':>8}")
     for phase in args.phases:
         for name in args.models:
             for img_size in args.sizes:
-                sides = {model: side(model, img_size, phase != "inference") for model in (name, PEERS[name])}
-                seconds = take_turns(sides, args.rounds, warmup=2)
+                of = {"phase": phase, "host": name, "img_size": img_size}
+                if record.get(**of, model=name):
+                    continue
+                calls = {model: work(model, img_size, phase != "inference") for model in (name, PEERS[name])}
+                seconds = take_turns(calls, args.rounds, warmup=2)
                 linear, softmax = median(seconds).values()
                 print(
                     f"{phase + ', ' + name:34}{img_size:>6}{linear * 1e3:9.1f} ms{softmax * 1e3:9.1f} ms"
                     f"{linear / softmax:8.2f}",
                     flush=True,
                 )
-                record["cells"].append({"phase": phase, "model": name, "img_size": img_size, "seconds": seconds})
-    if args.out:
-        with atomic_write(args.out) as temporary:
-            temporary.write_text(json.dumps(record, indent=1))
+                for model, values in seconds.items():
+                    record.add({**of, "model": model}, {"seconds": values})
 
 
 if __name__ == "__main__":

@@ -4,13 +4,12 @@
 
 Two questions. Which decoder is the fastest, for the files as they are and for the same photos at a camera's size
 (JPEG, quality 90)? And how many augmented images a second does a loader give in one process: torchvision's ImageFolder
-with the same transform, linvit's folders, the same images as tar shards, and folders kept in memory? The sides take
-turns; figures are medians of images per second.
+with the same transform, linvit's folders, the same images as tar shards, and folders kept in memory? They take turns;
+the table has medians of images per second.
 """
 
 import argparse
 import io
-import json
 import random
 import statistics
 import tarfile
@@ -25,16 +24,16 @@ import torchvision
 from PIL import Image
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
+from linvit.bench.records import Record
 from linvit.data import ClassificationData, ImageFolder, load_image
 from linvit.data.shards import Shards
-from linvit.files import atomic_write
 
 
-def enlarged(content: bytes, side: int) -> bytes:
+def enlarged(content: bytes, height: int) -> bytes:
     """Return a photo as a camera would have saved it."""
     image = Image.open(io.BytesIO(content)).convert("RGB")
     buffer = io.BytesIO()
-    image.resize((side * 4 // 3, side), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    image.resize((height * 4 // 3, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
 
 
@@ -54,21 +53,21 @@ def by_torchvision(content: bytes) -> Any:
     return torchvision.io.decode_image(data, torchvision.io.ImageReadMode.RGB)
 
 
-def rates(sides: dict[str, Callable[[], int]], rounds: int) -> dict[str, float]:
-    """Return the median images per second of each side."""
-    found: dict[str, list[float]] = {name: [] for name in sides}
-    for work in sides.values():
+def rates(contenders: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
+    """Return the images per second of each contender, by round."""
+    found: dict[str, list[float]] = {name: [] for name in contenders}
+    for work in contenders.values():
         work()
     for _ in range(rounds):
-        for name, work in sides.items():
+        for name, work in contenders.items():
             begin = time.perf_counter()
             count = work()
             found[name].append(count / (time.perf_counter() - begin))
-    return {name: round(statistics.median(each), 1) for name, each in found.items()}
+    return found
 
 
-def decoders(contents: list[bytes], rounds: int) -> dict[str, float]:
-    def side(decode: Callable[[bytes], Any]) -> Callable[[], int]:
+def decoders(contents: list[bytes], rounds: int) -> dict[str, list[float]]:
+    def work(decode: Callable[[bytes], Any]) -> Callable[[], int]:
         return lambda: len([decode(content) for content in contents])
 
     names = {
@@ -78,10 +77,10 @@ def decoders(contents: list[bytes], rounds: int) -> dict[str, float]:
         "linvit": lambda content: load_image("photo", content),
         "linvit, least side 448": lambda content: load_image("photo", content, 448),
     }
-    return rates({name: side(decode) for name, decode in names.items()}, rounds)
+    return rates({name: work(decode) for name, decode in names.items()}, rounds)
 
 
-def loaders(paths: list[Path], img_size: int, rounds: int) -> dict[str, float]:
+def loaders(paths: list[Path], img_size: int, rounds: int) -> dict[str, list[float]]:
     transform = ClassificationData(img_size=img_size, hflip=0.5).train_transform
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
@@ -104,39 +103,39 @@ def loaders(paths: list[Path], img_size: int, rounds: int) -> dict[str, float]:
         }
         order = random.Random(0).sample(range(len(paths)), len(paths))
 
-        def side(images: Any) -> Callable[[], int]:
+        def work(images: Any) -> Callable[[], int]:
             return lambda: len([images[index] for index in order])
 
-        return rates({name: side(images) for name, images in sets.items()}, rounds)
+        return rates({name: work(images) for name, images in sets.items()}, rounds)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of class folders")
     parser.add_argument("--images", type=int, default=300)
-    parser.add_argument("--side", type=int, default=960, help="height of a camera's photo, in pixels")
+    parser.add_argument("--height", type=int, default=960, help="height of a camera's photo, in pixels")
     parser.add_argument("--img-size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="write all figures here, as JSON")
+    parser.add_argument("--out", type=Path, help="keep the raw values here, as JSON")
     args = parser.parse_args()
     torch.set_num_threads(1)
     paths = random.Random(0).sample(sorted(args.data.rglob("*.JPEG")), args.images)
     contents = [path.read_bytes() for path in paths]
-    large = [enlarged(content, args.side) for content in contents[: max(1, args.images // 10)]]
-    record = {
-        "settings": {name: str(value) for name, value in vars(args).items() if name != "out"},
-        "decode as they are": decoders(contents, args.rounds),
-        f"decode at {args.side * 4 // 3}x{args.side}": decoders(large, args.rounds),
-        f"load and augment to {args.img_size}": loaders(paths, args.img_size, args.rounds),
+    large = [enlarged(content, args.height) for content in contents[: max(1, args.images // 10)]]
+    settings = {name: value for name, value in vars(args).items() if name not in ("out", "data")}
+    record = Record.resume(args.out, "Decoding and loading training images in one process", settings)
+    works: dict[str, Callable[[], dict[str, list[float]]]] = {
+        "decode as they are": lambda: decoders(contents, args.rounds),
+        f"decode at {args.height * 4 // 3}x{args.height}": lambda: decoders(large, args.rounds),
+        f"load and augment to {args.img_size}": lambda: loaders(paths, args.img_size, args.rounds),
     }
-    for title, found in record.items():
-        if title != "settings":
-            print(f"{title} (images/s)")
-            for name, rate in found.items():
-                print(f"  {name:26}{rate:>10.1f}")
-    if args.out:
-        with atomic_write(args.out) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n")
+    for title, work in works.items():
+        if not any(record.select(work=title)):
+            for name, found in work().items():
+                record.add({"work": title, "contender": name}, {"images_per_second": found})
+        print(f"{title} (images/s)")
+        for cell in record.select(work=title):
+            print(f"  {cell.of['contender']:26}{statistics.median(cell.raw['images_per_second']):>10.1f}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,274 @@
+"""The tables of the documentation, made from the records beside this file.
+
+    python benchmarks/tables.py
+
+writes each between its markers, ``<!-- table NAME -->`` and ``<!-- end -->``, in the README and in docs/. A test holds
+what stands there equal to what the records give.
+"""
+
+import re
+import statistics
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from linvit.bench.records import Record
+from linvit.catalogue import PUBLISHED_TOP1
+from linvit.files import atomic_write
+
+HERE = Path(__file__).parent
+PAGES = [HERE.parent / "README.md", *sorted((HERE.parent / "docs").glob("*.md"))]
+MARKED = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MIB = 2**20
+
+
+@cache
+def record(name: str) -> Record:
+    return Record.read(HERE / f"{name}.json")
+
+
+def markdown(head: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
+    lines = [list(head), *rows]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+def middle(name: str, **of: Any) -> float:
+    """Return the median seconds of a cell."""
+    raw = record(name).get(**of)
+    assert raw, (name, of)
+    return statistics.median(raw["seconds"])
+
+
+def values(name: str, key: str) -> list[Any]:
+    """Return what the cells of a record have under a key, each once, in order."""
+    return list(dict.fromkeys(cell.of[key] for cell in record(name).cells))
+
+
+def spread(shares: list[float]) -> str:
+    """Return ``mean ± standard deviation`` in per cent."""
+    deviation = f" ± {statistics.stdev(shares):.2%}".replace("%", "") if len(shares) > 1 else ""
+    return f"{statistics.mean(shares) * 100:.2f}{deviation} %"
+
+
+def care_speed() -> str:
+    rows = []
+    for phase in values("care_speed", "phase"):
+        for batch in values("care_speed", "batch"):
+            for precision in values("care_speed", "precision"):
+                cell = {"phase": phase, "batch": batch, "precision": precision}
+                base = middle("care_speed", **cell, contender="transcription")
+                ratios = [middle("care_speed", **cell, contender=one) / base for one in ("contiguous", "channels_last")]
+                rows.append([phase, batch, precision, f"{base * 1e3:.0f} ms", *(f"{ratio:.2f}" for ratio in ratios)])
+    return markdown(["", "batch", "precision", "transcription", "contiguous", "channels-last"], rows)
+
+
+def export_formats() -> str:
+    titles = {"onnx": "ONNX", "openvino": "OpenVINO", "executorch": "ExecuTorch", "coreml": "CoreML", "torch": "torch"}
+
+    def words(raw: dict[str, Any] | None) -> str:
+        if raw is None:
+            return ""
+        if "error" in raw:
+            return f"refused: {raw['error'].partition(':')[0]}"
+        if "structure" in raw:
+            return f"{raw['structure'].partition(',')[0]}, not run; {raw['megabytes']:.0f} MB"
+        errors = f"{raw['max_error']:.0e} / {raw['mean_error']:.0e}"
+        return f"{errors}, {raw['top1_agreement']:.0%}; {raw['megabytes']:.0f} MB"
+
+    columns = ["float32", "float16", "bfloat16", "int8"]
+    rows = []
+    for model in values("export_table", "model"):
+        for name, title in titles.items():
+            cells = [record("export_table").get(model=model, format=name, precision=column) for column in columns]
+            rows.append([model, title, *map(words, cells)])
+    return markdown(["model", "format", *columns], rows)
+
+
+CARE = ("care_s0", "care_s1", "care_s2")
+
+
+def care_steps() -> str:
+    steps = {
+        "converted": "the published graph as OpenVINO's own calls convert it, no size fixed",
+        "published": "the published graph, compiled for the size of the images (linvit does)",
+        "fused": "`fuse`: BatchNorms, layer scales, one classifier, attention without transposes",
+        "separate": "channel groups as separate tensors where they attend (OpenVINO's export)",
+        "no GELU": "for comparison: no GELU at all, which is another function",
+    }
+
+    def gain(runtime: str, step: str, model: str) -> float:
+        of = {"model": model, "runtime": runtime}
+        return middle("care_export_speed", **of, step="published") / middle("care_export_speed", **of, step=step)
+
+    def onnx(step: str, model: str) -> float:
+        fused = {"published": False, "fused": True}[step]
+        of = {"model": model, "runtime": "onnxruntime", "precision": "float32", "size": [224, 224]}
+        plain = middle("care_peers_onnxruntime", **of, fused=False)
+        return plain / middle("care_peers_onnxruntime", **of, fused=fused)
+
+    rows = []
+    for step, title in steps.items():
+        gains = [
+            ", ".join(f"{gain(runtime, step, model):.2f}" for model in CARE)
+            for runtime in ("openvino", "openvino bf16")
+        ]
+        known = step in ("published", "fused")
+        gains.append(", ".join(f"{onnx(step, model):.2f}" for model in CARE) if known else "")
+        rows.append([title, *gains])
+    return markdown(["step", "OpenVINO float32: S0, S1, S2", "OpenVINO bfloat16", "ONNX Runtime float32"], rows)
+
+
+PEERS_TOP1 = {
+    "mobilevitv2_100": 78.1,
+    "swiftformer_s": 78.5,
+    "fastvit_t12": 79.1,
+    "efficientvit_b1": 79.4,
+    "mobilenetv4_conv_medium": 79.9,
+    "repvit_m1_0": 80.0,
+}
+"""ImageNet-1K top-1 in per cent, as the papers state it."""
+
+
+def care_peers() -> str:
+    rows = []
+    for model, top1 in {**{name: PUBLISHED_TOP1[name] for name in CARE}, **PEERS_TOP1}.items():
+        times = []
+        for runtime, precision in (("openvino", "float32"), ("openvino", "bfloat16"), ("onnxruntime", "float32")):
+            of = {"model": model, "runtime": runtime, "precision": precision, "fused": True, "size": [224, 224]}
+            times.append(f"{middle(f'care_peers_{runtime}', **of) * 1e3:.1f}")
+        (macs,) = {cell.raw["macs"] for cell in record("care_peers_openvino").select(model=model)}
+        rows.append([model, top1, f"{macs / 1e9:.2f}", *times])
+    head = ["OpenVINO float32, ms", "OpenVINO bfloat16, ms", "ONNX Runtime float32, ms"]
+    return markdown(["model", "published top-1", "GMACs", *head], rows)
+
+
+def dense_memory() -> str:
+    limit = f"over {record('dense_memory').settings['limit'] / MIB:,.0f}"
+    rows = []
+    for name in values("dense_memory", "backbone"):
+        cells = [cell.raw["bytes"] for cell in record("dense_memory").select(backbone=name)]
+        title = "the same, attention weights written out" if name.endswith("(explicit)") else name
+        rows.append([title, *(limit if each is None else f"{each / MIB:,.0f}" for each in cells)])
+    return markdown(["pixels a side", *values("dense_memory", "img_size")], rows)
+
+
+def _cost(mechanism: str, img_size: int) -> str:
+    raw = record("attention_cost").get(mechanism=mechanism, img_size=img_size)
+    assert raw
+    seconds, mib = statistics.median(raw["seconds"]), raw["bytes"] / MIB
+    return f"{seconds * 1e3:,.1f} ms, {mib:,.1f} MiB"
+
+
+SIZES = (224, 448, 896, 1792)
+
+
+def attention_cost() -> str:
+    mechanisms = {"focused": "focused", "softmax (fused)": "softmax, fused", "softmax (explicit)": "softmax, explicit"}
+    rows = [[size, *(_cost(name, size) for name in mechanisms)] for size in SIZES]
+    return markdown(["image side", *mechanisms.values()], rows)
+
+
+def key_only_cost() -> str:
+    mechanisms = {"key-only": "key-only", "softmax (fused)": "softmax, fused"}
+    rows = [[title, *(_cost(name, size) for size in SIZES)] for name, title in mechanisms.items()]
+    return markdown(["image side", *SIZES], rows)
+
+
+def flatten_speed() -> str:
+    hosts = {"flatten_deit_tiny": "DeiT-T", "flatten_pvt_v2_b0": "PVTv2-B0", "flatten_swin_tiny": "Swin-T"}
+    sizes = values("flatten_speed", "img_size")
+    rows = []
+    for phase in values("flatten_speed", "phase"):
+        for host, title in hosts.items():
+            ratios = []
+            for size in sizes:
+                cells = record("flatten_speed").select(phase=phase, host=host, img_size=size)
+                seconds = {cell.of["model"]: statistics.median(cell.raw["seconds"]) for cell in cells}
+                (softmax,) = seconds.keys() - {host}
+                ratios.append(f"{seconds[host] / seconds[softmax]:.2f}")
+            rows.append([f"{title}, {phase}", *ratios])
+    return markdown(["", *sizes], rows)
+
+
+def _finals(name: str, arm: str) -> list[float]:
+    return [cell.raw["top1"][-1] for cell in record(name).select(arm=arm)]
+
+
+def distillation() -> str:
+    titles = {"labels": "labels alone", "hard": "half of the loss the teacher's choice"}
+    rows = []
+    for arm, title in titles.items():
+        seconds = statistics.mean(cell.raw["seconds"] for cell in record("distillation").select(arm=arm))
+        rows.append([title, spread(_finals("distillation", arm)), f"{seconds:,.0f}"])
+    return markdown(["arm", "top-1", "seconds of one core"], rows)
+
+
+def linearize_recovery() -> str:
+    arms = {"distilled": "distilled", "fine-tuned": "fine-tuned (labels alone)", "scratch": "from scratch"}
+    cells = record("linearize_recovery").cells
+    steps = cells[0].raw["steps"]
+    rows = []
+    for place, step in enumerate(steps):
+        found = [[cell.raw["top1"][place] for cell in cells if cell.of["arm"] == arm] for arm in arms]
+        rows.append([f"{step}, the conversion" if step == 0 else step, *map(spread, found)])
+    original = record("linearize_recovery").settings["original_top1"]
+    rows.append(["the softmax original", f"{original:.2%}".replace("%", " %"), "", ""])
+    return markdown(["update", *arms.values()], rows)
+
+
+def linglo_choice() -> str:
+    titles = {"grafted": "`modulate`, grafted layout", "local_global": "**`local_global`**", "softmax": "softmax"}
+    rows = []
+    for arm in values("linglo_choice", "arm"):
+        raw = next(record("linglo_choice").select(arm=arm)).raw
+        ratio = f"{raw['args']['mlp_ratios'][-1]:g}"
+        counts = [f"{raw['parameters']:,}", f"{raw['macs'] / 1e6:.1f} M"]
+        rows.append([titles.get(arm, f"`{arm}`"), ratio, *counts, spread(_finals("linglo_choice", arm))])
+    return markdown(["arm", "MLP ratio", "parameters", "MACs", "top-1"], rows)
+
+
+def loading() -> str:
+    rows = [
+        [cell.of["work"], cell.of["contender"], statistics.median(cell.raw["images_per_second"])]
+        for cell in record("loading").cells
+    ]
+    return markdown(["", "", "images/s"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    table.__name__: table
+    for table in (
+        attention_cost,
+        care_peers,
+        care_speed,
+        care_steps,
+        dense_memory,
+        distillation,
+        export_formats,
+        flatten_speed,
+        key_only_cost,
+        linearize_recovery,
+        linglo_choice,
+        loading,
+    )
+}
+
+
+def renewed(text: str) -> str:
+    """Return a page with every table as the records give it."""
+    return MARKED.sub(lambda found: found[1] + TABLES[found[2]]() + found[3], text)
+
+
+def main() -> None:
+    for page in PAGES:
+        text = page.read_text()
+        if (new := renewed(text)) != text:
+            with atomic_write(page) as temporary:
+                temporary.write_text(new)
+            print(f"renewed {page.name}")
+
+
+if __name__ == "__main__":
+    main()
