@@ -1,4 +1,4 @@
-"""The tables of the documentation, made from the records beside this file.
+"""The tables of the documentation, made from the records beside this file (and the catalogue of models).
 
     python benchmarks/tables.py
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from linvit.bench.records import Record
-from linvit.catalogue import PUBLISHED_TOP1
+from linvit.catalogue import PUBLISHED_TOP1, catalogue
 from linvit.files import atomic_write
 
 HERE = Path(__file__).parent
@@ -237,6 +237,36 @@ def loading() -> str:
     return markdown(["", "", "images/s"], rows)
 
 
+FAMILIES = {
+    "CARE": ("care_*", "[CVPR 2025](https://arxiv.org/abs/2411.16170)"),
+    "FLatten-PVT": ("flatten_pvt_[!v]*", "[ICCV 2023](https://arxiv.org/abs/2308.00442)"),
+    "FLatten-PVTv2": ("flatten_pvt_v2_*", ""),
+    "FLatten-Swin": ("flatten_swin_*", ""),
+    "FLatten-CSwin": ("flatten_cswin_*", ""),
+    "FLatten-DeiT": ("flatten_deit_*", ""),
+    "LinGlo": ("linglo_*", "[a reading](docs/linglo.md) of [an abstract](https://arxiv.org/abs/2207.00188)"),
+}
+
+
+def families() -> str:
+    def span(numbers: list[float], unit: str) -> str:
+        least, most = min(numbers), max(numbers)
+        return f"{least:.3g} {unit}" if least == most else f"{least:.3g} to {most:.3g} {unit}"
+
+    rows = []
+    for family, (pattern, paper) in FAMILIES.items():
+        models = sorted(catalogue(pattern), key=lambda facts: facts.params)
+        names = [facts.name for facts in models]
+        prefix = re.split(r"[*[]", pattern)[0]
+        listed = f"`{names[0]}`, " + ", ".join(f"`{name.removeprefix(prefix)}`" for name in names[1:])
+        parameters = span([facts.params / 1e6 for facts in models], "M")
+        macs = span([facts.macs / 1e9 for facts in models], "G")
+        known = [f"{facts.top1:g} ({facts.name.removeprefix(prefix)})" for facts in models if facts.top1]
+        rows.append([family, listed, parameters, macs, ", ".join(known) or "-", paper])
+    head = ["family", "models", "parameters", "MACs at its own size", "ImageNet-1K top-1, %, published", "paper"]
+    return markdown(head, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
@@ -247,6 +277,7 @@ TABLES: dict[str, Callable[[], str]] = {
         dense_memory,
         distillation,
         export_formats,
+        families,
         flatten_speed,
         key_only_cost,
         linearize_recovery,

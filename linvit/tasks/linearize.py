@@ -32,7 +32,7 @@ class LinearizeTask(ClassificationTask):
         num_classes: Number of classes of the data.
         name: The original: a run folder, or a ViT, DeiT, PVTv2 or Swin by timm's name.
         pretrained: Convert the trained original (true; a path takes the weights from there), or an untrained one.
-        attention: What to put in: focused, linear (elu + 1) or relu.
+        attention: What to put in: focused, linear (elu + 1), relu, key_only, or softmax to compare with.
         stages: Stages to replace (blocks in a ViT), counted from 0; null for all.
         label_weight: Weight of the cross-entropy with the labels.
         logit_weight: Weight of the divergence from the original's class probabilities; 0 for none.

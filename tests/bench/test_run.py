@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import torch
 
 from linvit.bench import quartiles
 from linvit.bench.contenders import Contender
@@ -48,8 +49,13 @@ def test_contenders_are_timed_in_their_runtimes_and_checked(measured):
     assert 0 < low <= middle <= high
 
 
-def test_peak_memory_is_of_a_fresh_process(run_folder, tmp_path):
-    assert 1e6 < contender_memory(Contender(str(run_folder), "eager", False, SIZE), tmp_path) < 1e9
+def test_peak_memory_grows_with_the_image_and_not_with_what_this_process_holds(run_folder, tmp_path):
+    small, large = (Contender(str(run_folder), "eager", False, (side, side)) for side in (256, 768))
+    ballast = torch.ones(2**26)  # 256 MiB
+    least, most = contender_memory(small, tmp_path), contender_memory(large, tmp_path)
+    assert least < ballast.nbytes
+    assert most - least > 8 * 4 * (768**2 - 256**2) / 4  # more than the maps of the stem: 8 channels at half the size
+    assert most < 60 * 4 * 768**2
 
 
 def test_contenders_must_differ():
