@@ -30,8 +30,12 @@ def test_confusion_is_drawn_for_any_number_of_classes(tmp_path: Path, count: int
 
 
 def test_confusion_of_a_class_without_images(tmp_path: Path) -> None:
-    plot_confusion(np.zeros((2, 2), dtype=int), ["a", "b"], tmp_path / "out.png")
-    assert pixels(tmp_path / "out.png").size
+    for name, matrix in (("none", np.zeros((2, 2), dtype=int)), ("some", np.diag([9, 0]))):
+        plot_confusion(matrix, ["a", "b"], tmp_path / f"{name}.png")
+    none, some = pixels(tmp_path / "none.png"), pixels(tmp_path / "some.png")
+    cells = np.arange(none.shape[1]) < 0.7 * none.shape[1]  # without the colour bar
+    dark = [((picture.sum(axis=2) < 300) & cells[: picture.shape[1]]).sum() for picture in (none, some)]
+    assert dark[1] > dark[0] + 1000, "a class without images has no dark place, and nothing is divided by its none"
 
 
 def test_rows_of_the_confusion_matrix_are_true_classes(tmp_path: Path) -> None:
