@@ -4,9 +4,8 @@
 the projections. What it replaced stands in ``model.linearized`` and in :func:`linearize_report`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any, TypedDict, TypeVar
 
 import torch
@@ -18,27 +17,12 @@ from timm.models.swin_transformer import WindowAttention as SwinAttention
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from linvit.attention import (
-    FocusedLinearAttention,
-    KeyOnlyAttention,
-    LinearAttention,
-    SoftmaxAttention,
-    TokenAttention,
-)
+from linvit.attention import MECHANISMS, TokenAttention
 from linvit.models.layers import Block, init_linear, stage_grids
 
 __all__ = ["MECHANISMS", "Described", "Replacement", "describe", "linearize", "linearize_report", "rebuild"]
 
 Model = TypeVar("Model", bound=nn.Module)
-
-MECHANISMS: dict[str, Callable[..., TokenAttention]] = {
-    "focused": FocusedLinearAttention,
-    "linear": partial(LinearAttention, feature_map="elu"),
-    "relu": partial(LinearAttention, feature_map="relu"),
-    "key_only": KeyOnlyAttention,
-    "softmax": SoftmaxAttention,
-}
-"""What :func:`linearize` can put in, by name. Softmax is there to compare with: all tokens attend to all."""
 
 _HOSTS: dict[type[nn.Module], type[nn.Module]] = {
     VisionTransformer: Attention,

@@ -29,6 +29,7 @@ ORDER = [
     {"analysis", "deploy"},
     {"bench"},
     {"tasks"},
+    {"studies"},
     {"cli"},
     {"__main__"},
 ]

@@ -5,11 +5,13 @@ from linvit.attention.care import CareTokenMixer, DualInteraction
 from linvit.attention.focused import FocusedLinearAttention
 from linvit.attention.key_only import INTERACTIONS, KeyOnlyAttention
 from linvit.attention.linear import LinearAttention
+from linvit.attention.mechanisms import MECHANISMS, build_attention
 from linvit.attention.softmax import SoftmaxAttention
 from linvit.attention.window import StripeAttention, WindowAttention
 
 __all__ = [
     "INTERACTIONS",
+    "MECHANISMS",
     "CareTokenMixer",
     "DualInteraction",
     "FocusedLinearAttention",
@@ -19,4 +21,5 @@ __all__ = [
     "StripeAttention",
     "TokenAttention",
     "WindowAttention",
+    "build_attention",
 ]

@@ -18,6 +18,7 @@ COMMANDS = {
     "predict": ("linvit.cli.predict", "say what is in images"),
     "export": ("linvit.cli.export", "write a model in a format for deployment"),
     "bench": ("linvit.cli.bench", "measure the speed of models against each other"),
+    "study": ("linvit.cli.study", "train arms and seeds on one budget, and compare them"),
     "recipes": ("linvit.cli.recipes", "list the training runs that come with linvit"),
 }
 """Name of a command: its module, which is imported when the command is run, and its line in the help."""

@@ -12,7 +12,8 @@ def run(argv: Sequence[str]) -> int:
     """Run the command; see ``linvit recipes --help``."""
     parser = Parser(
         "recipes",
-        "List the recipes: what each is for, costs and should reach. `linvit train --config NAME` runs one.",
+        "List the recipes: what each is for, costs and should reach. `linvit train --config NAME` runs one, and "
+        "`linvit study NAME` those in studies/.",
         "linvit recipes imagenet",
     )
     parser.add_argument("filter", metavar="FILTER", nargs="?", default="*", help="part of a name, or a wildcard (all)")

@@ -257,10 +257,13 @@ def _recipes_found(argv: Sequence[str]) -> list[str]:
         flag, equals, name = argument.partition("=")
         if flag not in ("--config", "-c"):
             continue
+        name = name if equals else "".join(found[i + 1 : i + 2])
+        if name.startswith("studies/"):
+            raise ValueError(f"{name} is a study: linvit study {name.removeprefix('studies/')}")
         if equals:
             found[i] = f"{flag}={recipes.find(name)}"
-        elif i + 1 < len(found):
-            found[i + 1] = str(recipes.find(found[i + 1]))
+        elif name:
+            found[i + 1] = str(recipes.find(name))
     return found
 
 

@@ -14,7 +14,7 @@ from timm.models._input import update_model_input_size
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from linvit.attention import FocusedLinearAttention
+from linvit.attention import build_attention
 from linvit.models._flatten import cfg, rename
 from linvit.models.builder import build_model
 from linvit.models.layers import Block, check_pool
@@ -32,6 +32,7 @@ class FlattenDeit(VisionTransformer):
         depth: Blocks.
         num_heads: Heads.
         mlp_ratio: Hidden width of the MLPs over the model's.
+        attention: "focused", or one of :data:`linvit.attention.MECHANISMS` to compare it with in the same host.
         power: The focusing power p.
         kernel_size: Side of the rank-restoring convolution's kernel.
         img_size: The native image size, for which positions are learned.
@@ -48,6 +49,7 @@ class FlattenDeit(VisionTransformer):
         depth: int = 12,
         num_heads: int = 3,
         mlp_ratio: float = 4.0,
+        attention: str = "focused",
         power: float = 3.0,
         kernel_size: int = 5,
         img_size: int | tuple[int, int] = 224,
@@ -77,16 +79,11 @@ class FlattenDeit(VisionTransformer):
         assert self.pos_embed is not None  # learned positions are timm's default
         self.pos_embed: nn.Parameter = self.pos_embed
         self.grid_size: list[int] = list(self.patch_embed.grid_size)
+        focus = {"power": power, "kernel_size": kernel_size}
         rates: list = calculate_drop_path_rates(drop_path_rate, depth)
         for i, rate in enumerate(rates):
-            attn = FocusedLinearAttention(
-                embed_dim,
-                self.grid_size,
-                num_heads,
-                power=power,
-                kernel_size=kernel_size,
-                proj_drop=proj_drop_rate,
-                **dd,
+            attn = build_attention(
+                attention, embed_dim, self.grid_size, num_heads, focus, proj_drop=proj_drop_rate, **dd
             )
             block = Block(attn, embed_dim, mlp_ratio, proj_drop=proj_drop_rate, drop_path=rate, **dd)
             self.blocks.append(block)

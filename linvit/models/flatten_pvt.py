@@ -13,7 +13,7 @@ from timm.layers import calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from linvit.attention import FocusedLinearAttention
+from linvit.attention import build_attention
 from linvit.models._flatten import cfg, fuse_qkv, published_url, rename
 from linvit.models.builder import build_model
 from linvit.models.configs import FEATURES
@@ -32,6 +32,7 @@ class FlattenPvt(Pyramid):
         embed_dims: Widths of the stages.
         num_heads: Heads per stage.
         mlp_ratios: Hidden width of the MLPs over the stage's, per stage.
+        attention: "focused", or one of :data:`linvit.attention.MECHANISMS` to compare it with in the same host.
         power: The focusing power p.
         kernel_size: Side of the rank-restoring convolution's kernel.
         img_size: The native image size, for which positions are learned.
@@ -49,6 +50,7 @@ class FlattenPvt(Pyramid):
         embed_dims: tuple[int, ...] = (64, 128, 320, 512),
         num_heads: tuple[int, ...] = (1, 2, 5, 8),
         mlp_ratios: tuple[float, ...] = (8, 8, 4, 4),
+        attention: str = "focused",
         power: float = 3.0,
         kernel_size: int = 5,
         img_size: int | tuple[int, int] = 224,
@@ -63,14 +65,13 @@ class FlattenPvt(Pyramid):
     ):
         dd = {"device": device, "dtype": dtype}
         rates: list = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        focus = {"power": power, "kernel_size": kernel_size}
         stages = []
         width = in_chans
         for i, (dim, grid) in enumerate(zip(embed_dims, stage_grids(img_size), strict=True)):
             blocks = [
                 Block(
-                    FocusedLinearAttention(
-                        dim, grid, num_heads[i], power=power, kernel_size=kernel_size, proj_drop=proj_drop_rate, **dd
-                    ),
+                    build_attention(attention, dim, grid, num_heads[i], focus, proj_drop=proj_drop_rate, **dd),
                     dim,
                     mlp_ratios[i],
                     proj_drop=proj_drop_rate,

@@ -1,4 +1,4 @@
-"""Training runs, packaged: one YAML file each, opened by a comment that says what it is for, costs and should reach."""
+"""Training runs and studies, packaged: a YAML file each that says what it is for, what it costs and should reach."""
 
 import re
 from dataclasses import dataclass
