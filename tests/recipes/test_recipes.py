@@ -20,12 +20,28 @@ def test_every_file_is_a_recipe_that_the_package_carries():
     assert len(files) > 40
 
 
+STUDIES = [recipe for recipe in RECIPES if recipe.name.startswith("studies/")]
+TRAININGS = [recipe for recipe in RECIPES if recipe not in STUDIES]
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
-def test_recipe_says_what_it_is_and_holds_settings_that_exist(recipe, linvit_command):
-    assert re.search(rf"^#   linvit train --config {recipe.name} ", recipe.path.read_text(), re.MULTILINE)
+def test_recipe_says_what_it_is(recipe):
+    name = recipe.name.removeprefix("studies/")
+    command = f"linvit study {name} " if recipe in STUDIES else f"linvit train --config {name} "
+    assert re.search(rf"^#   {command}", recipe.path.read_text(), re.MULTILINE)
     assert recipe.purpose.endswith(".")
     assert recipe.cost.endswith(".")
     assert recipe.expected.endswith(".")
+
+
+def test_a_study_is_no_training(linvit_command):
+    said = linvit_command("train", "--config", "studies/care")
+    assert said.code == 2
+    assert said.err == "linvit: error: studies/care is a study: linvit study care\n"
+
+
+@pytest.mark.parametrize("recipe", TRAININGS, ids=lambda recipe: recipe.name)
+def test_recipe_holds_settings_that_exist(recipe, linvit_command):
     said = linvit_command("train", "--config", recipe.name, "--print_config")
     assert said.code == 0, said.err
     resolved = yaml.safe_load(said.out)
