@@ -117,6 +117,10 @@ class CareStage(nn.Module):
             )
         )
 
+    @torch.jit.ignore
+    def set_grid_size(self, grid_size: list[int]) -> None:
+        """Nothing in the stage depends on the size of the map."""
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.downsample(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():

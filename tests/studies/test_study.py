@@ -33,7 +33,7 @@ STUDIES = recipes.list_recipes("studies/*")
 
 def write(folder: Path, **changes) -> Path:
     path = folder / "mine.yaml"
-    path.write_text(yaml.safe_dump(SMALL | changes))
+    path.write_text(yaml.safe_dump(SMALL | changes, sort_keys=False))
     return path
 
 
@@ -89,7 +89,7 @@ def test_arms_of_the_packaged_studies_are_what_linvit_train_takes(recipe, tmp_pa
     for arm in list(study.arms)[:: max(1, len(study.arms) - 1)]:  # the first and the last
         if study.bench:
             continue
-        (tmp_path / "arm.yaml").write_text(yaml.safe_dump(study.settings(arm)))
+        (tmp_path / "arm.yaml").write_text(yaml.safe_dump(study.settings(arm), sort_keys=False))
         said = linvit_command("train", "--config", tmp_path / "arm.yaml", "--print_config")
         assert said.code == 0, f"{arm}: {said.err}"
 
