@@ -9,36 +9,23 @@ what stands there equal to what the records give.
 import re
 import statistics
 from collections.abc import Callable, Iterable
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-from linvit.bench.records import Record
+import evidence
+from records_of import HERE, middle, record
+
 from linvit.catalogue import PUBLISHED_TOP1, catalogue
 from linvit.files import atomic_write
 
-HERE = Path(__file__).parent
 PAGES = [HERE.parent / "README.md", *sorted((HERE.parent / "docs").glob("*.md"))]
 MARKED = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 MIB = 2**20
-
-
-@cache
-def record(name: str) -> Record:
-    return Record.read(HERE / f"{name}.json")
 
 
 def markdown(head: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
     lines = [list(head), *rows]
     lines.insert(1, ["---"] * len(lines[0]))
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
-
-
-def middle(name: str, **of: Any) -> float:
-    """Return the median seconds of a cell."""
-    raw = record(name).get(**of)
-    assert raw, (name, of)
-    return statistics.median(raw["seconds"])
 
 
 def values(name: str, key: str) -> list[Any]:
@@ -267,6 +254,22 @@ def families() -> str:
     return markdown(head, rows)
 
 
+def evidence_flatten() -> str:
+    return markdown(evidence.HEAD, evidence.flatten())
+
+
+def evidence_ours() -> str:
+    return markdown(evidence.HEAD, evidence.ours())
+
+
+def evidence_care() -> str:
+    return markdown(evidence.HEAD, evidence.care())
+
+
+def evidence_linglo() -> str:
+    return markdown(evidence.HEAD, evidence.linglo())
+
+
 TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
@@ -276,6 +279,10 @@ TABLES: dict[str, Callable[[], str]] = {
         care_steps,
         dense_memory,
         distillation,
+        evidence_care,
+        evidence_flatten,
+        evidence_linglo,
+        evidence_ours,
         export_formats,
         families,
         flatten_speed,
