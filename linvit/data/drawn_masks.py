@@ -6,7 +6,7 @@ import numpy as np
 
 from linvit.data.box_table import Packed
 from linvit.data.coco import CocoFile, decode_mask
-from linvit.data.images import UnreadableImage, image_size
+from linvit.data.images import UnreadableImage, image_size, load_image
 from linvit.data.masks import IGNORED
 from linvit.data.parts import some
 
@@ -80,22 +80,31 @@ class DrawnMasks:
         """Draw a mask ``[H, W]``.
 
         Raises:
-            UnreadableImage: The annotations do not say the image's size, nor does the image.
+            UnreadableImage: The image cannot be read, or is of another size than the annotations say.
             ValueError: An annotation cannot be drawn.
         """
         place = self._chosen[index]
-        width, height = self._sizes[place]
-        if width is None or height is None:
-            size = image_size(self._names[place])
-            if size is None:
-                raise UnreadableImage(
-                    f"cannot read image {self._names[place]}, whose size is needed", self._names[place]
-                )
-            width, height = size
-        mask = np.full((int(height), int(width)), self._values[0], dtype=np.int64)
+        width, height = self._size(place)
+        mask = np.full((height, width), self._values[0], dtype=np.int64)
         for row in range(int(self._ends[place - 1]) if place else 0, int(self._ends[place])):
             try:
-                mask[decode_mask(self._shapes[row], int(height), int(width))] = self._values[self._labels[row]]
+                mask[decode_mask(self._shapes[row], height, width)] = self._values[self._labels[row]]
             except ValueError as error:
                 raise ValueError(f"{self._path}: annotation {self._ids[row]}: {error}") from error
         return mask
+
+    def _size(self, place: int) -> tuple[int, int]:
+        """Return width and height of an image: as the annotations say them, stored or turned upright."""
+        path = self._names[place]
+        stored, upright = (image_size(path, upright=turned) for turned in (False, True))
+        if stored is None or upright is None:
+            load_image(path)  # says why
+            raise UnreadableImage(f"cannot read image {path}", path)
+        said = self._sizes[place]
+        found = next((size for size in (stored, upright) if None in said or size == said), None)
+        if found is None:
+            raise UnreadableImage(
+                f"cannot use image {path}: it is {stored[0]}x{stored[1]} pixels, {self._path} says {said[0]}x{said[1]}",
+                path,
+            )
+        return found

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -107,11 +108,20 @@ def read_legend(folders: Sequence[Path], palette: str | None) -> tuple[Legend, s
         path = next((each for each in (Path(palette), folders[0] / palette) if each.is_file()), None)
         if path is None:
             raise FileNotFoundError(f"there is no palette {palette}")
-        return read_palette(path), str(path)
+        return _checked(read_palette(path), path), str(path)
     readers = dict.fromkeys(CLASS_FILES, _class_list) | dict.fromkeys(PALETTE_FILES, read_palette)
     readers[VALUE_FILE] = _values
     places = [(folder / name, reader) for folder in folders for name, reader in readers.items()]
-    return next(((reader(path), str(path)) for path, reader in places if path.is_file()), None)
+    return next(((_checked(reader(path), path), str(path)) for path, reader in places if path.is_file()), None)
+
+
+def _checked(legend: Legend, path: Path) -> Legend:
+    if not 2 <= len(legend.names) < 256:
+        raise ValueError(f"{path} names {len(legend.names)} classes, and must name 2 to 255")
+    for what, found in (("class", legend.names), ("value", legend.values or [])):
+        if twice := next((each for each, count in Counter(found).items() if count > 1), None):
+            raise ValueError(f"{path} has the {what} {twice!r} twice, and they must differ")
+    return legend
 
 
 def _class_list(path: Path) -> Legend:
@@ -124,7 +134,7 @@ def _class_list(path: Path) -> Legend:
 def _values(path: Path) -> Legend:
     rows = [line for _, line in lines_of(path)][1:]
     pairs = [[cell.strip() for cell in row.split(",", 1)] for row in rows]
-    if not pairs or not all(len(pair) == 2 and pair[0].isdecimal() and len(pair[0]) < 6 for pair in pairs):
+    if not pairs or not all(len(pair) == 2 and pair[0].isdecimal() and len(pair[0]) < 5 for pair in pairs):
         raise ValueError(f"{path} must have a heading and lines of a pixel value, a comma and a class")
     return Legend([name for _, name in pairs], [int(value) for value, _ in pairs])
 

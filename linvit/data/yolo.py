@@ -3,6 +3,7 @@
 import math
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -150,15 +151,18 @@ def _names(path: Path, settings: dict[str, Any]) -> list[str] | None:
         raise ValueError(f"{path}: names is {str(names)[:60]!r}, and must be a list or a map of class names")
     if count is not None and count != len(names):
         raise ValueError(f"{path}: nc is {count!r}, and names has {len(names)}: they must agree")
-    listed = [str(name) for name in names]
-    if twice := next((name for name in listed if listed.count(name) > 1), None):
+    return _distinct(path, [str(name) for name in names])
+
+
+def _distinct(path: Path, names: list[str]) -> list[str]:
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
         raise ValueError(f"{path}: names has {twice!r} twice, and they must differ")
-    return listed
+    return names
 
 
 def _names_beside(root: Path) -> list[str] | None:
     found = next((root / name for name in NAME_FILES if (root / name).is_file()), None)
-    return None if found is None else [line for _, line in lines_of(found)]
+    return None if found is None else _distinct(found, [line for _, line in lines_of(found)])
 
 
 def _read(
@@ -223,6 +227,8 @@ def _images_of(place: Path, root: Path) -> list[str]:
     found = []
     for number, line in lines_of(place):
         inner = Path(line.replace("\\", "/"))
+        if not inner.suffix or "\0" in line or len(line) > 4096:
+            raise ValueError(f"{place}, line {number} is {line[:60]!r}, and must be the path of an image")
         candidates = [place.parent / inner, root / inner, *(root.joinpath(*inner.parts[-n:]) for n in (3, 2, 1))]
         path = next((path for path in candidates if path.is_file()), None)
         if path is None:

@@ -105,7 +105,8 @@ def xml(name: str, first: int = 1) -> str:
         box = "".join(f"<{side}>{int(value)}</{side}>" for side, value in sides.items())
         objects += f"<object><name>{label}</name><difficult>0</difficult><bndbox>{box}</bndbox></object>"
     size = f"<size><width>{SIZE[0]}</width><height>{SIZE[1]}</height><depth>3</depth></size>"
-    return f"<annotation><folder>x</folder><filename>{name}</filename>{size}{objects}</annotation>"
+    text = f"<annotation><folder>x</folder><filename>{name}</filename>{size}{objects}</annotation>"
+    return text.replace("><", ">\n<")
 
 
 def write_voc(root: Path, annotations: str, images: str, lists: tuple[str, ...] = ()) -> None:
