@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,7 @@ import torch
 from rich.progress import track
 
 from linvit.allocator import VARIABLE, keep_freed_memory
-from linvit.bench.run import machine
-from linvit.files import atomic_write
+from linvit.bench.records import Record
 
 WORKLOADS = {
     "CARE-S0, training at 224, batch 128": ("classifier", "care_s0", True, 128, 224),
@@ -116,25 +116,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="processes of each kind (3)")
     parser.add_argument("--steps", type=int, default=2, help="timed steps of each (2)")
     parser.add_argument("--preload", nargs="+", default=[], metavar="FILE", help="more allocators to compare with")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="keep the raw values here, as JSON; what is there is not repeated")
     parser.add_argument("--workload", choices=WORKLOADS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.workload:
         print(json.dumps(measure(args.workload, args.steps)))
         return
     allocators = ["system", "keep", *args.preload]
-    runs: dict[str, dict[str, list[Any]]] = {w: {a: [] for a in allocators} for w in WORKLOADS}
-    turns = [(w, a) for _ in range(args.rounds) for w in WORKLOADS for a in allocators]
-    for workload, allocator in track(turns, "measuring"):
-        runs[workload][allocator].append(in_a_process(workload, allocator, args.steps))
-    for workload, found in runs.items():
-        for allocator, each in found.items():
-            seconds = statistics.median(s for run in each for s in run["seconds"])
-            peak = statistics.median(run["peak_bytes"] for run in each) / 2**20
-            print(f"{workload}, {Path(allocator).name}: {seconds:.2f} s, {peak:,.0f} MiB")
-    if args.out:
-        with atomic_write(args.out) as temporary:
-            temporary.write_text(json.dumps({**machine(), "steps": args.steps, "runs": runs}, indent=1))
+    record = Record.resume(args.out, "Keeping freed memory: processor time and peak memory", {"steps": args.steps})
+    for turn, workload, allocator in track(list(product(range(args.rounds), WORKLOADS, allocators)), "measuring"):
+        of = {"workload": workload, "allocator": Path(allocator).name, "round": turn}
+        if record.get(**of) is None:
+            record.add(of, in_a_process(workload, allocator, args.steps))
+    for workload, allocator in product(WORKLOADS, allocators):
+        found = [cell.raw for cell in record.select(workload=workload, allocator=Path(allocator).name)]
+        seconds = statistics.median(second for raw in found for second in raw["seconds"])
+        peak = statistics.median(raw["peak_bytes"] for raw in found) / 2**20
+        print(f"{workload}, {Path(allocator).name}: {seconds:.2f} s, {peak:,.0f} MiB")
 
 
 if __name__ == "__main__":

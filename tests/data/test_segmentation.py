@@ -156,7 +156,7 @@ def test_without_a_root_there_are_digit_scenes() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, or null, not 0"),
         ({"batch_size": 3}, "batch_size must be at most 2, the number of training images, not 3"),
         ({"crop_size": (0, 5)}, r"crop_size must be at least 1, not \(0, 5\)"),
         ({"short_side": 0}, "short_side must be at least 1"),

@@ -262,7 +262,7 @@ def test_pretrained_takes_a_checkpoint_file(tmp_path: Any) -> None:
     torch.save(donor.state_dict(), tmp_path / "donor.pth")
     made = task(pretrained=str(tmp_path / "donor.pth"))
     assert torch.equal(made.model.state_dict()["conv_stem.weight"], donor.state_dict()["conv_stem.weight"])
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint file at 'gone\.pth'"):
+    with pytest.raises(FileNotFoundError, match=r"pretrained: no weights at 'gone\.pth'"):
         task(pretrained="gone.pth")
 
 
