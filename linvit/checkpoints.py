@@ -245,6 +245,10 @@ def save_model(
             extra = {"label_names": list(classes), "metrics": metrics, CONVERSION: describe(model)}
             extra = {name: value for name, value in extra.items() if value}
             save_config_for_hf(model, str(new_config), model_config=extra, data_config=input_config)
+            described = json.loads(new_config.read_text(encoding="utf-8"))
+            # It stands beside the arguments, and transformers would give it twice.
+            described.get("model_args", {}).pop("num_classes", None)
+            new_config.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     return path
 
 

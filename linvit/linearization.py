@@ -325,4 +325,4 @@ class _WholeMapBlock(Block):
         self, feat_size: tuple[int, int], window_size: Any = None, always_partition: bool | None = None
     ) -> None:
         """Make another map the native one; there are no windows to change."""
-        self.set_grid_size(list(feat_size))
+        self.attn.set_grid_size(list(feat_size))

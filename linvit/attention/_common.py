@@ -52,6 +52,10 @@ class TokenAttention(nn.Module):
         self.qkv = nn.Linear(dim, num_projections * dim, bias=qkv_bias, device=device, dtype=dtype)
         self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
+        TokenAttention.reset_parameters(self)
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew, and compute buffers anew where there are any."""
         for linear in (self.qkv, self.proj):
             trunc_normal_(linear.weight, std=0.02)
             if linear.bias is not None:

@@ -63,8 +63,9 @@ class FocusedLinearAttention(TokenAttention):
             )
         self.power = power
         height, width = self.grid_size
-        self.positional_encoding = nn.Parameter(torch.zeros(1, height * width, dim, **dd))
-        self.scale = nn.Parameter(torch.zeros(1, 1, dim, **dd))
+        self.positional_encoding = nn.Parameter(torch.empty(1, height * width, dim, **dd))
+        self.scale = nn.Parameter(torch.empty(1, 1, dim, **dd))
+        self._reset_own()
         head_dim = dim // num_heads
         self.dwc = nn.Conv2d(head_dim, head_dim, kernel_size, padding=kernel_size // 2, groups=head_dim, **dd)
         self.get_v = None
@@ -72,6 +73,15 @@ class FocusedLinearAttention(TokenAttention):
         if local_kernel_size is not None:
             self.get_v = nn.Conv2d(dim, dim, local_kernel_size, padding=local_kernel_size // 2, groups=dim, **dd)
             self.border = (kernel_size - local_kernel_size) // 2
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew; positions and scale start at zero."""
+        super().reset_parameters()
+        self._reset_own()
+
+    def _reset_own(self) -> None:
+        nn.init.zeros_(self.positional_encoding)
+        nn.init.zeros_(self.scale)
 
     @torch.jit.ignore
     def set_grid_size(self, grid_size: int | Sequence[int]) -> None:

@@ -73,8 +73,16 @@ class KeyOnlyAttention(TokenAttention):
         self.interaction = interaction
         self.kernel_size = kernel_size
         self.u = nn.Parameter(torch.empty(dim, **dd))
+        self._reset_own()
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew."""
+        super().reset_parameters()
+        self._reset_own()
+
+    def _reset_own(self) -> None:
         # A query of norm 1 per head, as if softmax attention's scale were in it.
-        trunc_normal_(self.u, std=(dim // num_heads) ** -0.5)
+        trunc_normal_(self.u, std=(self.u.shape[0] // self.num_heads) ** -0.5)
 
     def forward(self, x: torch.Tensor, grid_size: list[int] | None = None) -> torch.Tensor:
         """Map tokens ``[B, N, C]`` to the same shape.

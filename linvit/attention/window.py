@@ -44,9 +44,36 @@ class WindowAttention(TokenAttention):
         self.relative_position_bias_table = nn.Parameter(
             torch.empty((2 * window_size - 1) ** 2, num_heads, device=device, dtype=dtype)
         )
+        self._reset_own()
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew, and compute the index of the position biases."""
+        super().reset_parameters()
+        self._reset_own()
+
+    def _reset_own(self) -> None:
         trunc_normal_(self.relative_position_bias_table, std=0.02)
-        index = get_relative_position_index(window_size, window_size, device=device)
+        self.init_non_persistent_buffers()
+
+    def init_non_persistent_buffers(self) -> None:
+        """Compute the index of the position biases, which no state dict holds."""
+        device = self.relative_position_bias_table.device
+        index = get_relative_position_index(self.window_size, self.window_size, device=device)
         self.register_buffer("relative_position_index", index, persistent=False)
+
+    @torch.jit.ignore
+    def set_window_size(self, window_size: int) -> None:
+        """Make another side of the windows the native one, interpolating the position biases."""
+        if window_size == self.window_size:
+            return
+        self.window_size = window_size
+        self.shift_size = window_size // 2 if self.shift_size else 0
+        old = self.relative_position_bias_table
+        self.relative_position_bias_table = nn.Parameter(old.new_empty((2 * window_size - 1) ** 2, self.num_heads))
+        with torch.no_grad():
+            self.relative_position_bias_table.copy_(self.resize_bias_table(old))
+        self.relative_position_bias_table.requires_grad_(old.requires_grad)
+        self.init_non_persistent_buffers()
 
     def resize_bias_table(self, table: torch.Tensor) -> torch.Tensor:
         """Interpolate the bias table of another window size (bicubic), ``[(2w - 1)^2, h]``, for this one."""
@@ -114,5 +141,5 @@ class StripeAttention(TokenAttention):
                 local.weight,  # type: ignore[arg-type]
                 local.bias,  # type: ignore[arg-type]
             )
-            parts.append(part.reshape(B, N, -1))
+            parts.append(part.reshape(B, N, C // branches))
         return self.proj_drop(self.proj(torch.cat(parts, dim=-1)))

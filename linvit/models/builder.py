@@ -26,8 +26,14 @@ def build_model(
 
     With ``pretrained``, the weights come from the file that the configuration names
     (``pretrained_cfg_overlay=dict(file=...)``) or else from the authors' publication. A file that does not fit raises
-    a ``ValueError`` that names the tensors.
+    a ``ValueError`` that names the tensors. An ``output_stride`` other than 32 raises one, too.
     """
+    stride = kwargs.pop("output_stride", 32)
+    if stride != 32:
+        raise ValueError(
+            f"output_stride must be 32 for {variant}, got {stride}: its stages are not dilated; take a decoder that "
+            "works on maps of strides 4 to 32, such as FPN, UPerNet or Segformer"
+        )
     overlay: dict[str, Any] = dict(pretrained_cfg_overlay or {})
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay).to_dict()
     read_here = pretrained and "state_dict" not in cfg and "source" not in cfg  # timm reads hub and local folders

@@ -70,7 +70,14 @@ class CareBlock(nn.Module):
         self.token_mixer = CareTokenMixer(dim, head_dim, **dd)
         self.inter_layer = DualInteraction(dim, ratios, drop=proj_drop, project=project, **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
-        self.gamma = nn.Parameter(torch.full((4 * dim,), layer_scale_init_value, **dd)) if project else None
+        self.layer_scale_init_value = layer_scale_init_value
+        self.gamma = nn.Parameter(torch.empty(4 * dim, **dd)) if project else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start the layer scale anew."""
+        if self.gamma is not None:
+            nn.init.constant_(self.gamma, self.layer_scale_init_value)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shortcut = x
@@ -126,6 +133,13 @@ class CareStage(nn.Module):
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return checkpoint_seq(self.blocks, x)
         return self.blocks(x)
+
+
+def _init_conv_and_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 class CareHead(nn.Module):
@@ -207,7 +221,9 @@ class Care(Pyramid):
         super().__init__(stages, widths, nn.Identity(), in_chans, num_classes, global_pool, drop_rate, stem, **dd)
         self.distilled_training = False
         self.head_act = nn.GELU()
-        self.apply(_init_weights)
+        self.apply(self._init_weights)
+
+    _init_weights = staticmethod(_init_conv_and_linear)
 
     def _embed(self, x: torch.Tensor) -> torch.Tensor:
         return self.stem(x)
@@ -233,7 +249,7 @@ class Care(Pyramid):
         if self.num_classes == 0:
             return nn.Identity()
         head = CareHead(self.num_features, self.num_classes, self.drop_rate, device=device, dtype=dtype)
-        return head.apply(_init_weights).train(self.training)
+        return head.apply(self._init_weights).train(self.training)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False):
         """Pool and classify. ``pre_logits`` returns what both heads share: the pooled, activated features."""
@@ -246,13 +262,6 @@ class Care(Pyramid):
         if self.distilled_training and self.training and not torch.jit.is_scripting():
             return logits, dist_logits
         return (logits + dist_logits) / 2
-
-
-def _init_weights(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:

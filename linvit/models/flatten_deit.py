@@ -17,11 +17,14 @@ from torch import nn
 from linvit.attention import build_attention
 from linvit.models._flatten import cfg, rename
 from linvit.models.builder import build_model
-from linvit.models.layers import Block, check_pool
+from linvit.models.layers import Block, check_given, check_pool, set_grids
 from linvit.ops import positions_on_grid, resize_positions
 from linvit.weights import resize_tables
 
 __all__ = ["FlattenDeit", "checkpoint_filter_fn"]
+
+
+_GIVEN = {"class_token": False, "dynamic_img_size": True, "dynamic_img_pad": True}
 
 
 class FlattenDeit(VisionTransformer):
@@ -62,6 +65,7 @@ class FlattenDeit(VisionTransformer):
         **kwargs: Any,
     ):
         dd = {"device": device, "dtype": dtype}
+        check_given(_GIVEN, kwargs)
         # timm builds everything but the blocks.
         super().__init__(
             img_size=img_size,  # type: ignore[arg-type]
@@ -69,12 +73,8 @@ class FlattenDeit(VisionTransformer):
             embed_dim=embed_dim,
             depth=0,
             global_pool=check_pool(global_pool),  # type: ignore[arg-type]
-            class_token=False,
-            fc_norm=False,
-            dynamic_img_size=True,
-            dynamic_img_pad=True,
+            **{"fc_norm": False} | kwargs | _GIVEN,
             **dd,
-            **kwargs,
         )
         assert self.pos_embed is not None  # learned positions are timm's default
         self.pos_embed: nn.Parameter = self.pos_embed
@@ -94,17 +94,23 @@ class FlattenDeit(VisionTransformer):
         """Names of parameters that are never decayed beyond timm's rule (biases, norms)."""
         return {"pos_embed"}
 
-    def set_input_size(self, img_size: int | tuple[int, int]) -> None:  # type: ignore[override]
-        """Make another image size the native one, interpolating what was learned per position."""
-        self.patch_embed.set_input_size(img_size=img_size)
+    @torch.jit.ignore
+    def set_input_size(  # type: ignore[override]
+        self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
+    ) -> None:
+        """Make another image or patch size the native one, interpolating positions and kernels; None leaves one."""
+        if img_size is None and patch_size is None:
+            return
+        self.patch_embed.set_input_size(img_size=img_size, patch_size=patch_size)
+        for info in self.feature_info:
+            info["reduction"] = max(self.patch_embed.patch_size)
         grid = list(self.patch_embed.grid_size)
         with torch.no_grad():
             table = resize_positions(self.pos_embed, self.grid_size, grid).contiguous()
         self.pos_embed = nn.Parameter(table, requires_grad=self.pos_embed.requires_grad)
-        for block in self.blocks:
-            block.set_grid_size(grid)  # type: ignore[operator]
+        set_grids([self.blocks], [grid])
         self.grid_size = grid
-        update_model_input_size(self, img_size)
+        update_model_input_size(self, self.patch_embed.img_size, patch_size=patch_size)
 
     def _embed(self, x: torch.Tensor) -> torch.Tensor:
         """Map images to patches with positions, ``[B, H, W, C]``."""
@@ -146,11 +152,15 @@ class FlattenDeit(VisionTransformer):
             intermediates_only: Return the list alone.
         """
         if output_fmt not in ("NCHW", "NLC"):
-            raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}")
+            raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got '{output_fmt}'")
         take_indices, max_index = feature_take_indices(len(self.blocks), indices)
         intermediates = []
         x = self._embed(x)
-        for i, block in enumerate(self.blocks[: max_index + 1] if stop_early else self.blocks):
+        if torch.jit.is_scripting() or not stop_early:  # TorchScript cannot slice modules
+            blocks = self.blocks
+        else:
+            blocks = self.blocks[: max_index + 1]
+        for i, block in enumerate(blocks):
             if self.grad_checkpointing and not torch.jit.is_scripting():
                 x = checkpoint(block, x)
             else:

@@ -7,9 +7,9 @@ Papers: Han et al., "FLatten Transformer" (ICCV 2023, https://arxiv.org/abs/2308
 from typing import Any
 
 import torch
-from timm.models import generate_default_cfgs, register_model
-from timm.models._input import update_model_input_size
-from timm.models.pvt_v2 import PyramidVisionTransformerV2
+from timm.layers import calculate_drop_path_rates
+from timm.models import checkpoint, generate_default_cfgs, register_model
+from timm.models.pvt_v2 import PyramidVisionTransformerStage, PyramidVisionTransformerV2
 from torch import nn
 
 from linvit.attention import FocusedLinearAttention
@@ -17,15 +17,73 @@ from linvit.models._flatten import cfg, fuse_qkv, published_url, rename
 from linvit.models.builder import build_model
 from linvit.models.configs import FEATURES
 from linvit.models.layers import ChannelsLastMlp, stage_grids
+from linvit.models.pyramid import PyramidInterface
 from linvit.weights import resize_tables
 
 __all__ = ["FlattenPvtV2", "checkpoint_filter_fn"]
 
 
-class FlattenPvtV2(PyramidVisionTransformerV2):
+class PvtV2Stage(PyramidVisionTransformerStage):
+    """timm's stage with focused linear attention, which takes an empty batch, too.
+
+    Args:
+        dim: Channels that come in.
+        dim_out: Channels of the stage.
+        grid_size: Height and width of the native map.
+        num_heads: Heads.
+        mlp_ratio: Hidden width of the MLPs over the stage's.
+        proj_drop: Dropout after the attentions' projections and in the MLPs.
+        drop_path: Stochastic depth rate of each block; its length is the depth.
+        downsample: Halve the map first.
+        **attention_args: Further arguments of :class:`linvit.attention.FocusedLinearAttention`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        dim_out: int,
+        grid_size: list[int],
+        num_heads: int,
+        mlp_ratio: float,
+        proj_drop: float,
+        drop_path: list[float],
+        downsample: bool,
+        device=None,
+        dtype=None,
+        **attention_args: float,
+    ):
+        dd = {"device": device, "dtype": dtype}
+        super().__init__(dim, dim_out, len(drop_path), downsample, num_heads, drop_path=drop_path, **dd)
+        for block in self.blocks.children():
+            block.attn = FocusedLinearAttention(
+                dim_out,
+                grid_size,
+                num_heads,
+                proj_drop=proj_drop,
+                **attention_args,  # type: ignore[arg-type]
+                **dd,
+            )
+            block.mlp = ChannelsLastMlp(dim_out, int(dim_out * mlp_ratio), drop=proj_drop, **dd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``[B, C, H, W]``, or ``[B, H, W, C]`` without downsampling, to ``[B, C', H', W']``."""
+        if self.downsample is not None:
+            x = self.downsample(x)
+        B, H, W, C = x.shape
+        x = x.reshape(B, H * W, C)
+        for block in self.blocks:
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x = checkpoint(block, x, [H, W])
+            else:
+                x = block(x, [H, W])
+        return self.norm(x).reshape(B, H, W, C).permute(0, 3, 1, 2).contiguous()
+
+
+class FlattenPvtV2(PyramidInterface, PyramidVisionTransformerV2):  # type: ignore[misc]
     """PVTv2 with focused linear attention.
 
     Args:
+        depths: Blocks per stage.
         embed_dims: Widths of the stages.
         num_heads: Heads per stage.
         mlp_ratios: Hidden width of the MLPs over the stage's, per stage.
@@ -33,11 +91,13 @@ class FlattenPvtV2(PyramidVisionTransformerV2):
         kernel_size: Side of the rank-restoring convolution's kernel.
         img_size: The native image size, for which positional encodings are learned.
         proj_drop_rate: Dropout after the attentions' projections and in the MLPs.
+        drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
         **kwargs: Further arguments of timm's ``PyramidVisionTransformerV2``.
     """
 
     def __init__(
         self,
+        depths: tuple[int, ...] = (3, 4, 6, 3),
         embed_dims: tuple[int, ...] = (64, 128, 320, 512),
         num_heads: tuple[int, ...] = (1, 2, 5, 8),
         mlp_ratios: tuple[float, ...] = (8.0, 8.0, 4.0, 4.0),
@@ -45,34 +105,34 @@ class FlattenPvtV2(PyramidVisionTransformerV2):
         kernel_size: int = 5,
         img_size: int | tuple[int, int] = 224,
         proj_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
         device=None,
         dtype=None,
         **kwargs: Any,
     ):
         dd = {"device": device, "dtype": dtype}
-        args = {"embed_dims": embed_dims, "num_heads": num_heads, "mlp_ratios": mlp_ratios, "sr_ratios": (1,) * 4}
-        super().__init__(proj_drop_rate=proj_drop_rate, **args, **dd, **kwargs)  # type: ignore[arg-type]
-        for i, (stage, grid) in enumerate(zip(self.stages, stage_grids(img_size), strict=True)):
-            dim = embed_dims[i]
-            for block in stage.get_submodule("blocks").children():
-                block.attn = FocusedLinearAttention(
-                    dim, grid, num_heads[i], power=power, kernel_size=kernel_size, proj_drop=proj_drop_rate, **dd
-                ).apply(self._init_weights)
-                block.mlp = ChannelsLastMlp(dim, int(dim * mlp_ratios[i]), drop=proj_drop_rate, **dd).apply(
-                    self._init_weights
+        # timm builds everything but the stages.
+        super().__init__(embed_dims=embed_dims, depths=(0,) * len(depths), **kwargs, **dd)  # type: ignore[arg-type]
+        rates: list = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        self.depths = depths
+        self.stages = nn.Sequential(
+            *(
+                PvtV2Stage(
+                    embed_dims[max(i - 1, 0)],
+                    embed_dims[i],
+                    grid,
+                    num_heads[i],
+                    mlp_ratios[i],
+                    proj_drop_rate,
+                    rates[i],
+                    downsample=i > 0,
+                    power=power,
+                    kernel_size=kernel_size,
+                    **dd,
                 )
-
-    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Make another image size the native one, interpolating the positional encodings."""
-        for stage, grid in zip(self.stages, stage_grids(img_size), strict=False):
-            for block in stage.get_submodule("blocks").children():
-                block.attn.set_grid_size(grid)  # type: ignore[union-attr, operator]
-        update_model_input_size(self, img_size)
-
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters that are never decayed beyond timm's rule (biases, norms): none, as published."""
-        return set()
+                for i, grid in enumerate(stage_grids(img_size))
+            )
+        ).apply(self._init_weights)
 
 
 def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:

@@ -21,10 +21,13 @@ from linvit.attention import FocusedLinearAttention, TokenAttention, WindowAtten
 from linvit.models._flatten import cfg, published_url, rename
 from linvit.models.builder import build_model
 from linvit.models.configs import FEATURES
-from linvit.models.layers import Block, stage_grids
+from linvit.models.layers import Block, check_given, set_grids, stage_grids
 from linvit.weights import resize_tables
 
 __all__ = ["FlattenSwin", "checkpoint_filter_fn"]
+
+
+_GIVEN = {"strict_img_size": False}
 
 
 class FlattenSwin(SwinTransformer):
@@ -63,19 +66,20 @@ class FlattenSwin(SwinTransformer):
         **kwargs: Any,
     ):
         dd = {"device": device, "dtype": dtype}
+        check_given(_GIVEN, kwargs)
         # timm builds everything but the blocks.
         super().__init__(
             img_size=img_size,  # type: ignore[arg-type]
             embed_dim=embed_dim,
             depths=(0,) * len(depths),
             num_heads=num_heads,
-            strict_img_size=False,
             embed_layer=partial(PatchEmbed, dynamic_img_pad=True),  # type: ignore[arg-type]
+            **kwargs | _GIVEN,
             **dd,
-            **kwargs,
         )
         rates: list = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
-        for i, (stage, grid) in enumerate(zip(self.layers, stage_grids(img_size), strict=True)):
+        grids = stage_grids(img_size, self.patch_embed.patch_size)  # type: ignore[arg-type]
+        for i, (stage, grid) in enumerate(zip(self.layers, grids, strict=True)):
             dim = embed_dim * 2**i
             blocks = []
             for j, rate in enumerate(rates[i]):
@@ -89,13 +93,31 @@ class FlattenSwin(SwinTransformer):
                 blocks.append(Block(attn, dim, mlp_ratio, 1e-5, proj_drop_rate, rate, **dd))
             stage.blocks = nn.Sequential(*blocks)
 
-    def set_input_size(self, img_size: int | tuple[int, int]) -> None:  # type: ignore[override]
-        """Make another image size the native one, interpolating the positional encodings; windows stay."""
-        self.patch_embed.set_input_size(img_size=img_size)  # type: ignore[operator]
-        for stage, grid in zip(self.layers, stage_grids(img_size), strict=False):
-            for block in stage.get_submodule("blocks").children():
-                block.set_grid_size(grid)  # type: ignore[operator]
-        update_model_input_size(self, img_size)
+    @torch.jit.ignore
+    def set_input_size(  # type: ignore[override]
+        self,
+        img_size: int | tuple[int, int] | None = None,
+        patch_size: int | tuple[int, int] | None = None,
+        window_size: int | None = None,
+    ) -> None:
+        """Make other sizes the native ones, interpolating positional encodings, kernels and position biases.
+
+        Args:
+            img_size: Height and width of the images; None leaves them.
+            patch_size: Side of a patch; None leaves it.
+            window_size: Side of the softmax windows, which do not follow the image's size; None leaves it.
+        """
+        if img_size is None and patch_size is None and window_size is None:
+            return
+        patch_embed: Any = self.patch_embed
+        patch_embed.set_input_size(img_size=img_size, patch_size=patch_size)
+        for i, info in enumerate(self.feature_info):
+            info["reduction"] = max(patch_embed.patch_size) * 2**i
+        set_grids(self.layers, stage_grids(patch_embed.img_size, patch_embed.patch_size))
+        for module in self.modules():
+            if isinstance(module, WindowAttention) and window_size is not None:
+                module.set_window_size(window_size)
+        update_model_input_size(self, patch_embed.img_size, patch_size=patch_size, window_size=window_size)
 
 
 def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:

@@ -1,5 +1,7 @@
 """Layers that several families share: the block, the embedding, the MLP, and the grids of their stages."""
 
+from collections.abc import Iterable, Mapping, Sequence
+
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, to_2tuple, trunc_normal_
@@ -8,7 +10,17 @@ from torch import nn
 
 from linvit.attention import TokenAttention
 
-__all__ = ["Block", "ChannelsLastMlp", "ConvEmbed", "check_pool", "init_linear", "stage_grids"]
+__all__ = [
+    "Block",
+    "ChannelsLastMlp",
+    "ConvEmbed",
+    "check_given",
+    "check_pool",
+    "init_linear",
+    "reset",
+    "set_grids",
+    "stage_grids",
+]
 
 
 def init_linear(module: nn.Module) -> None:
@@ -24,6 +36,13 @@ def check_pool(global_pool: str) -> str:
     if global_pool not in ("", "avg"):
         raise ValueError(f"global_pool must be '' or 'avg', got {global_pool!r}")
     return global_pool
+
+
+def check_given(given: Mapping[str, object], arguments: Mapping[str, object]) -> None:
+    """Raise a ``ValueError`` about arguments of the host that are fixed here and were given another value."""
+    for name, value in given.items():
+        if arguments.get(name, value) != value:
+            raise ValueError(f"{name} is {value} here, got {arguments[name]!r}")
 
 
 class Block(nn.Module):
@@ -58,11 +77,6 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **dd).apply(init_linear)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
-    @torch.jit.ignore
-    def set_grid_size(self, grid_size: list[int]) -> None:
-        """Make another grid the native one."""
-        self.attn.set_grid_size(grid_size)
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         B, H, W, C = x.shape
         x = x.reshape(B, H * W, C)
@@ -77,8 +91,10 @@ class ChannelsLastMlp(MlpWithDepthwiseConv):
     def forward(self, x: torch.Tensor, feat_size: list[int]) -> torch.Tensor:
         """Map tokens ``[B, H W, C]`` to the same shape."""
         B, N, _ = x.shape
-        x = self.fc1(x).reshape(B, feat_size[0], feat_size[1], -1).permute(0, 3, 1, 2)
-        x = self.dwconv(x).permute(0, 2, 3, 1).reshape(B, N, -1)
+        x = self.fc1(x)
+        hidden = x.shape[2]
+        x = x.reshape(B, feat_size[0], feat_size[1], hidden).permute(0, 3, 1, 2)
+        x = self.dwconv(x).permute(0, 2, 3, 1).reshape(B, N, hidden)
         return self.drop(self.fc2(self.drop(self.act(x))))
 
 
@@ -102,6 +118,24 @@ class ConvEmbed(nn.Module):
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 
-def stage_grids(img_size: int | tuple[int, int], strides: tuple[int, ...] = (4, 8, 16, 32)) -> list[list[int]]:
-    """Return the height and width of each stage's map for an image size."""
-    return [[-(-side // stride) for side in to_2tuple(img_size)] for stride in strides]
+def stage_grids(img_size: int | Sequence[int], patch_size: int | Sequence[int] = 4, stages: int = 4) -> list[list[int]]:
+    """Return the height and width of each stage's map for an image size; each stage halves the one before."""
+    sides = list(zip(to_2tuple(img_size), to_2tuple(patch_size), strict=True))
+    return [[-(-side // (patch * 2**i)) for side, patch in sides] for i in range(stages)]
+
+
+def set_grids(stages: Iterable[nn.Module], grids: Iterable[list[int]]) -> None:
+    """Make other grids the native ones of stages, interpolating what was learned per position.
+
+    Grids beyond the last stage of a pruned model are left out.
+    """
+    for stage, grid in zip(stages, grids, strict=False):
+        for module in stage.modules():
+            if hasattr(module, "set_grid_size"):
+                module.set_grid_size(grid)  # type: ignore[operator]
+
+
+def reset(module: nn.Module) -> None:
+    """Draw the parameters that a module itself holds anew; for ``Module.apply``."""
+    if hasattr(module, "reset_parameters"):
+        module.reset_parameters()  # type: ignore[operator]

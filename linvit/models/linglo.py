@@ -18,7 +18,7 @@ from timm.layers import DropPath, calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from linvit.attention import KeyOnlyAttention, SoftmaxAttention, TokenAttention
+from linvit.attention import KeyOnlyAttention, SoftmaxAttention
 from linvit.models.builder import build_model
 from linvit.models.configs import FEATURES, imagenet_cfg
 from linvit.models.layers import ChannelsLastMlp, ConvEmbed, init_linear, stage_grids
@@ -47,8 +47,10 @@ class SeparableConv(nn.Module):
     def forward(self, x: torch.Tensor, grid_size: list[int]) -> torch.Tensor:
         B, N, _ = x.shape
         # Tokens are the channels-last layout of a map: no data moves.
-        x = self.expand(x).reshape(B, grid_size[0], grid_size[1], -1).permute(0, 3, 1, 2)
-        x = self.act(self.dwconv(x)).permute(0, 2, 3, 1).reshape(B, N, -1)
+        x = self.expand(x)
+        hidden = x.shape[2]
+        x = x.reshape(B, grid_size[0], grid_size[1], hidden).permute(0, 3, 1, 2)
+        x = self.act(self.dwconv(x)).permute(0, 2, 3, 1).reshape(B, N, hidden)
         return self.proj_drop(self.proj(x))
 
 
@@ -81,12 +83,6 @@ class LingloBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6, **dd)
         self.mlp = ChannelsLastMlp(dim, int(dim * mlp_ratio), drop=proj_drop, **dd).apply(init_linear)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
-
-    @torch.jit.ignore
-    def set_grid_size(self, grid_size: list[int]) -> None:
-        """Make another grid the native one."""
-        if isinstance(self.mixer, TokenAttention):
-            self.mixer.set_grid_size(grid_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         B, H, W, C = x.shape

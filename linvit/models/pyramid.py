@@ -1,19 +1,19 @@
 """What the pyramids written here (CARE, PVT, CSwin, LinGlo) share: stages, and timm's interface around them."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.layers import get_device_dtype, trunc_normal_
+from timm.layers import get_device_dtype, to_2tuple, trunc_normal_
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import nn
 
-from linvit.models.layers import check_pool, init_linear, stage_grids
+from linvit.models.layers import check_pool, init_linear, reset, set_grids, stage_grids
 from linvit.ops import positions_on_grid, resize_positions
 
-__all__ = ["Pyramid", "Stage"]
+__all__ = ["Pyramid", "PyramidInterface", "Stage"]
 
 
 class Stage(nn.Module):
@@ -21,7 +21,7 @@ class Stage(nn.Module):
 
     Args:
         downsample: The embedding, which returns a map ``[B, H', W', C']``.
-        blocks: Modules on such maps that have ``set_grid_size``.
+        blocks: Modules on such maps.
         grid_size: Height and width of the native map.
         position_dim: Channels C' of a learned position embedding; None leaves it out.
     """
@@ -43,18 +43,21 @@ class Stage(nn.Module):
         if position_dim is not None:
             positions = grid_size[0] * grid_size[1]
             self.pos_embed = nn.Parameter(torch.empty(1, positions, position_dim, device=device, dtype=dtype))
-            trunc_normal_(self.pos_embed, std=0.02)
+        self.reset_parameters()
         self.blocks = nn.Sequential(*blocks)
+
+    def reset_parameters(self) -> None:
+        """Draw the position embedding anew."""
+        if self.pos_embed is not None:
+            trunc_normal_(self.pos_embed, std=0.02)
 
     @torch.jit.ignore
     def set_grid_size(self, grid_size: list[int]) -> None:
-        """Make another grid the native one, interpolating what was learned per position."""
+        """Make another grid the native one, interpolating the position embedding; blocks have grids of their own."""
         if self.pos_embed is not None:
             with torch.no_grad():
                 table = resize_positions(self.pos_embed, self.grid_size, grid_size).contiguous()
             self.pos_embed = nn.Parameter(table, requires_grad=self.pos_embed.requires_grad)
-        for block in self.blocks:
-            block.set_grid_size(grid_size)  # type: ignore[operator]
         self.grid_size = grid_size
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -70,7 +73,63 @@ class Stage(nn.Module):
         return x.permute(0, 3, 1, 2)
 
 
-class Pyramid(nn.Module):
+class PyramidInterface(nn.Module):
+    """What timm's interface asks of a model with ``stages`` of strides 4, 8, 16 and 32, whoever wrote them."""
+
+    if TYPE_CHECKING:  # TorchScript would take these for types of its own
+        stages: nn.Sequential
+        head_drop: nn.Module
+        head: nn.Module
+        num_classes: int
+        global_pool: str
+        _init_weights: Callable[[nn.Module], None]
+
+    @torch.jit.ignore
+    def init_weights(self, needs_reset: bool = True) -> None:
+        """Draw all weights anew, as the constructor does: after ``to_empty``, nothing stays undefined.
+
+        Args:
+            needs_reset: Start with every module's own initialisation, such as that of norms and tables.
+        """
+        if needs_reset:
+            self.apply(reset)
+        self.apply(self._init_weights)
+
+    @torch.jit.ignore
+    def set_input_size(
+        self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
+    ) -> None:
+        """Make another image size the native one, interpolating what was learned per position.
+
+        Args:
+            img_size: Height and width; None leaves them.
+            patch_size: Accepted for timm's interface: the first stage's stride is 4.
+        """
+        if patch_size is not None and to_2tuple(patch_size) != (4, 4):
+            raise ValueError(f"patch_size must be 4 for {type(self).__name__}, got {patch_size}")
+        if img_size is not None:
+            update_model_input_size(self, img_size)
+            set_grids(self.stages, stage_grids(img_size))
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that are never decayed beyond timm's rule (biases, norms): none, as published."""
+        return set()
+
+    def _pool(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(dim=(2, 3)) if self.global_pool == "avg" else x
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """Pool and classify; ``pre_logits`` returns what the classifier would see."""
+        x = self.head_drop(self._pool(x))
+        if pre_logits or self.num_classes == 0:
+            return x
+        if self.global_pool == "":
+            x = x.permute(0, 2, 3, 1)
+        return self.head(x)
+
+
+class Pyramid(PyramidInterface):
     """Four stages with strides 4, 8, 16 and 32, a final norm or none, average pooling and a linear classifier.
 
     Args:
@@ -83,6 +142,8 @@ class Pyramid(nn.Module):
         drop_rate: Dropout before the classifier.
         stem: What comes before the stages; nothing if None.
     """
+
+    _init_weights = staticmethod(init_linear)
 
     def __init__(
         self,
@@ -118,17 +179,6 @@ class Pyramid(nn.Module):
         if self.num_classes > 0:
             self.head = nn.Linear(self.num_features, self.num_classes, device=device, dtype=dtype).apply(init_linear)
         self.head.train(self.training)
-
-    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Make another image size the native one, interpolating what was learned per position."""
-        for stage, grid_size in zip(self.stages, stage_grids(img_size), strict=False):
-            stage.set_grid_size(grid_size)  # type: ignore[operator]
-        update_model_input_size(self, img_size)
-
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters that are never decayed beyond timm's rule (biases, norms): none, as published."""
-        return set()
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -188,11 +238,14 @@ class Pyramid(nn.Module):
             intermediates_only: Return the list alone.
         """
         if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
+            raise ValueError(f"output_fmt must be 'NCHW', got '{output_fmt}'")  # TorchScript knows no !r
         intermediates = []
         x = self._embed(x)
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
-        stages = self.stages[: max_index + 1] if stop_early else self.stages
+        if torch.jit.is_scripting() or not stop_early:  # TorchScript cannot slice modules
+            stages = self.stages
+        else:
+            stages = self.stages[: max_index + 1]
         last = len(self.stages) - 1
         for i, stage in enumerate(stages):
             x = stage(x)
@@ -220,18 +273,6 @@ class Pyramid(nn.Module):
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Map images ``[B, C, H, W]`` to the last map ``[B, num_features, ceil(H / 32), ceil(W / 32)]``."""
         return self._normalise(self.stages(self._embed(x)))
-
-    def _pool(self, x: torch.Tensor) -> torch.Tensor:
-        return x.mean(dim=(2, 3)) if self.global_pool == "avg" else x
-
-    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """Pool and classify; ``pre_logits`` returns what the classifier would see."""
-        x = self.head_drop(self._pool(x))
-        if pre_logits or self.num_classes == 0:
-            return x
-        if self.global_pool == "":
-            x = x.permute(0, 2, 3, 1)
-        return self.head(x)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map images ``[B, C, H, W]`` to logits ``[B, num_classes]``."""

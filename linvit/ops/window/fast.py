@@ -51,7 +51,7 @@ def window_attention(
     num_windows, tokens = down * across, rows * cols
 
     # One copy brings q, k and v into windows; heads stay a view. With more axes CoreML and XNNPACK would not take it.
-    qkv = qkv.reshape(B * down, rows, across, -1).transpose(1, 2)
+    qkv = qkv.reshape(B * down, rows, across, cols * 3 * C).transpose(1, 2)
     q, k, v = qkv.reshape(B * num_windows, tokens, 3, C).unbind(2)
 
     mask = bias
@@ -63,7 +63,7 @@ def window_attention(
         else:
             mask = torch.where(allowed, bias, torch.full_like(bias[:1, :1, :1], float("-inf")))
 
-    heads = [t.reshape(B * num_windows, tokens, num_heads, -1).transpose(1, 2) for t in (q, k, v)]
+    heads = [t.reshape(B * num_windows, tokens, num_heads, C // num_heads).transpose(1, 2) for t in (q, k, v)]
     x = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], attn_mask=mask)
     x = x.transpose(1, 2).reshape(B * num_windows, rows, cols, C)
     if local_weight is not None:
