@@ -21,16 +21,19 @@ from timm.models._hub import save_config_for_hf
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from linvit.checks import did_you_mean, first_line
 from linvit.files import atomic_write
 from linvit.heads import DenseModel, build
 from linvit.linearization import Described, describe, rebuild
 from linvit.models import list_models
 from linvit.weights import SUFFIXES, as_tuple, compare, prepare_state_dict, read_state_dict
+from linvit.weights.description import CONFIG_NAME, read_description
+from linvit.weights.hub import WEIGHTS_FILES, check_reachable, create_pretrained
+from linvit.weights.packaged import PACKAGED, load_packaged
 
 __all__ = ["class_names", "conversion", "load_checkpoint", "load_model", "save_model", "task_of"]
 
 WEIGHTS_NAME = "model.safetensors"
-CONFIG_NAME = "config.json"
 CONVERSION = "linearize"
 CLASSIFY = "classify"
 
@@ -61,18 +64,24 @@ def _load_state_dict(model: nn.Module, state_dict: dict[str, torch.Tensor]) -> N
     model.load_state_dict(state_dict, strict=False)  # all but a classifier of another size is there: just checked
 
 
-def load_model(spec: str | Path) -> nn.Module:
-    """Build the model that ``spec`` names, with its weights, in evaluation mode.
+def load_model(spec: str | Path, untrained: bool = False) -> nn.Module:
+    """Build the model that ``spec`` names, with its weights, in evaluation mode. All commands find models by this.
 
     Args:
         spec: A folder written by :func:`save_model` (a run folder), a checkpoint file (its architecture is found by
-            its tensors), ``hf-hub:USER/REPO``, or a registered name, which takes the published weights.
+            its tensors), ``hf-hub:USER/REPO``, ``package:NAME`` (weights that come as a package), or a registered name,
+            which takes the published weights.
+        untrained: Take random weights for a registered name, the same every time.
 
     Raises:
         FileNotFoundError: ``spec`` looks like a path and nothing is there, or the folder holds no model.
+        ConnectionError: Published weights are neither here nor can be fetched.
         ValueError: ``spec`` names no model, or the file fits none.
     """
-    path = Path(spec)
+    path, name = Path(spec), str(spec)
+    is_registered = not path.exists() and _is_registered(name)
+    if untrained and not is_registered:
+        raise ValueError(f"untrained is for registered names, and {name!r} is none")
     if path.is_dir():
         missing = [name for name in (WEIGHTS_NAME, CONFIG_NAME) if not (path / name).is_file()]
         if missing:
@@ -85,65 +94,83 @@ def load_model(spec: str | Path) -> nn.Module:
         load_checkpoint(model, path)
     elif path.is_file():
         model = _model_for(path)
-    elif str(spec).startswith("hf-hub:"):
-        model = _from_hub(str(spec))
-    elif timm.is_model(str(spec)) and not path.name.endswith(SUFFIXES):
-        model = timm.create_model(str(spec), pretrained=True)
-    elif path.suffix or len(path.parts) > 1:
+    elif name.startswith("hf-hub:"):
+        model = _from_hub(name)
+    elif name.startswith("package:"):
+        model = load_packaged(name)
+    elif is_registered:
+        model = _untrained(name) if untrained else _published(name)
+    elif name.endswith(SUFFIXES) or (path.suffix and not timm.is_model(name)) or len(path.parts) > 1:
         raise FileNotFoundError(f"no run folder or checkpoint file at {path}")
     else:
         raise ValueError(
-            f"unknown model {str(spec)!r}: give a run folder, a checkpoint file, hf-hub:USER/REPO or a registered name "
-            f"({', '.join(list_models()[:3])}, ... or any of timm's)"
+            f"unknown model {name!r}: give a run folder, a checkpoint file, hf-hub:USER/REPO, {', '.join(PACKAGED)} or "
+            f"a registered name ({', '.join(list_models()[:3])}, ... or any of timm's)"
+            f"{did_you_mean(name, timm.list_models() + timm.list_pretrained(), otherwise='')}"
         )
     return model.eval()
 
 
+def _is_registered(name: str) -> bool:
+    """Whether timm knows a name, and the weights that it may name after a point."""
+    return timm.is_model(name) and ("." not in name or name in timm.list_pretrained())
+
+
+def _untrained(name: str) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return timm.create_model(name)
+
+
+def _published(name: str) -> nn.Module:
+    try:
+        return create_pretrained(name)
+    except (ConnectionError, ValueError) as error:
+        packaged = f"package:{name}"
+        hint = f", or {packaged}, whose weights come with linvit" if packaged in PACKAGED else ""
+        raise type(error)(f"{error}; for random weights: --untrained (untrained=True){hint}") from error
+
+
 def conversion(folder: Path) -> list[Described] | None:
     """Return what a saved model's description says about attention that was replaced; None where none was."""
-    return _description(folder).get(CONVERSION)
+    return read_description(folder).get(CONVERSION)
 
 
 def task_of(spec: str | Path) -> str:
     """Return the task of the model that :func:`load_model` finds at ``spec``: "classify" unless it says another."""
     if str(spec).startswith("hf-hub:"):
-        return _description(_hub_folder(str(spec))).get("task", CLASSIFY)
+        return read_description(_hub_folder(str(spec))).get("task", CLASSIFY)
     path = Path(spec)
     folder = path if path.is_dir() else path.parent
-    return _description(folder).get("task", CLASSIFY) if (folder / CONFIG_NAME).is_file() else CLASSIFY
-
-
-def _description(folder: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{folder / CONFIG_NAME} is damaged: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{folder / CONFIG_NAME} describes no model")
-    return found
+    return read_description(folder).get("task", CLASSIFY) if (folder / CONFIG_NAME).is_file() else CLASSIFY
 
 
 def _from_folder(folder: Path) -> nn.Module:
-    described = _description(folder)
+    described = read_description(folder)
+    state_dict = read_state_dict(folder / WEIGHTS_NAME)
+    try:
+        if "task" in described:
+            model: Any = build(described["task"], described["architecture"])
+        else:
+            model = timm.create_model(f"local-dir:{folder}")
+            if CONVERSION in described:
+                model = rebuild(model, described[CONVERSION])
+    except Exception as error:  # the arguments come from a file, and models raise whatever they like about them
+        raise ValueError(f"{folder / CONFIG_NAME} describes no model that can be built: {first_line(error)}") from error
+    fit = compare(state_dict, model)
+    if fit.problems or fit.other_classes:
+        different = fit.problems or f"its classifier is for {fit.classes or 'no'} classes"
+        raise ValueError(f"{folder / WEIGHTS_NAME} does not fit the model in {CONFIG_NAME} beside it: {different}")
+    model.load_state_dict(fit.tensors)
     if "task" in described:
-        return _dense_model(folder, described)
-    if CONVERSION not in described:
-        return timm.create_model(f"local-dir:{folder}", pretrained=True)
-    model = rebuild(timm.create_model(f"local-dir:{folder}"), described[CONVERSION])
-    _load_state_dict(model, read_state_dict(folder / WEIGHTS_NAME))
-    return model
-
-
-def _dense_model(folder: Path, described: dict[str, Any]) -> nn.Module:
-    model = build(described["task"], described.get("architecture") or {})
-    _load_state_dict(model, read_state_dict(folder / WEIGHTS_NAME))
-    model.pretrained_cfg = described.get("input", {}) | {"label_names": described.get("label_names")}
+        model.pretrained_cfg = described.get("input", {}) | {"label_names": described.get("label_names")}
     return model
 
 
 def _from_hub(spec: str) -> nn.Module:
     folder = _hub_folder(spec)
-    if not {"task", CONVERSION} & _description(folder).keys():
+    if not {"task", CONVERSION} & read_description(folder).keys():
+        check_reachable(spec, spec.removeprefix("hf-hub:"), WEIGHTS_FILES)
         return timm.create_model(spec, pretrained=True)
     _fetch(spec, WEIGHTS_NAME)  # into the same folder
     return _from_folder(folder)
@@ -156,6 +183,7 @@ def _hub_folder(spec: str) -> Path:
 
 def _fetch(spec: str, name: str) -> Path:
     repo, _, revision = spec.removeprefix("hf-hub:").partition("@")
+    check_reachable(spec, spec.removeprefix("hf-hub:"), [name])
     return Path(hf_hub_download(repo, name, revision=revision or None))
 
 

@@ -15,7 +15,9 @@ def require(holds: bool, name: str, value: object, allowed: str) -> None:
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "timm names them all") -> str:
     """Return the end of a message about an unknown name: the known names nearest to it, or else ``otherwise``."""
     near = difflib.get_close_matches(name.lower(), list(known), n=3)
-    return f"; did you mean {' or '.join(near)}?" if near else f"; {otherwise}"
+    if not near:
+        return f"; {otherwise}" if otherwise else ""
+    return f"; did you mean {' or '.join(near)}?"
 
 
 def some(names: Sequence[str], most: int = 5) -> str:

@@ -65,7 +65,7 @@ def test_it_is_no_classifier(saved: tuple[Dots, Path], linvit_command, run_folde
     [
         ("{half", "config.json is damaged"),
         ("[]", "config.json describes no model"),
-        ('{"task": "dance"}', "unknown task 'dance' of a saved model; there is detect"),
+        ('{"task": "dance", "architecture": {}}', "unknown task 'dance' of a saved model; there is detect"),
         ('{"task": "dots", "architecture": {"depth": 1}}', "is no architecture for task 'dots'"),
         ('{"task": "dots", "architecture": {"num_classes": 3, "width": 5}}', r"layer\.weight"),
     ],

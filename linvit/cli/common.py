@@ -98,8 +98,9 @@ class Parser(argparse.ArgumentParser):
 
     def add_model(self) -> None:
         """Add the MODEL argument and how to run it."""
-        help = "a run folder, a checkpoint file, a registered name (published weights) or hf-hub:USER/REPO"
+        help = "a run folder, a checkpoint file, a registered name (published weights), hf-hub:USER/REPO, package:NAME"
         self.add_argument("model", metavar="MODEL", help=help)
+        self.add_argument("--untrained", action="store_true", help="random weights for a registered name")
         self.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
     def add_runtime(self) -> None:

@@ -76,6 +76,7 @@ def run(argv: Sequence[str]) -> int:
     report = evaluate(
         args.model,
         args.data,
+        untrained=args.untrained,
         device=args.device,
         precision=args.precision,
         img_size=args.img_size,

@@ -18,6 +18,7 @@ from linvit.deploy import FORMATS, export_model, find_format
 from linvit.deploy.export import BOUNDS
 from linvit.deploy.formats import Format
 from linvit.deploy.job import input_config
+from linvit.inference.base import check_finite
 
 DIGITS = "mnist5k"
 COMPARED, CALIBRATION = 100, 300
@@ -51,7 +52,8 @@ def run(argv: Sequence[str]) -> int:
     if args.precision == "int8" and not args.calibration:
         raise ValueError("--precision int8 needs --calibration IMAGE..., images like those that the model will see")
     format = find_format(args.to)
-    model = load_model(args.model)
+    model = load_model(args.model, args.untrained)
+    check_finite(model)
     config = input_config(model, args.img_size, args.dynamic_size)
     folder = Path(args.model) if Path(args.model).is_dir() else Path()
     bound = BOUNDS[args.precision] if args.bound is None else args.bound

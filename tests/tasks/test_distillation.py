@@ -11,9 +11,10 @@ from lightning import Trainer
 from PIL import Image
 from torch.nn import functional as F
 
+from linvit.checkpoints import load_model
 from linvit.data import ClassificationData
 from linvit.tasks import ClassificationTask
-from linvit.tasks.distillation import Teacher, distillation_loss, load_teacher
+from linvit.tasks.distillation import Teacher, distillation_loss
 
 WNIDS = ["n01440764", "n02102040"]
 STUDENT = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
@@ -91,7 +92,7 @@ def test_cares_second_head_learns_from_the_teacher_and_the_first_from_the_labels
     torch.manual_seed(0)
     small = {"depths": (1, 1, 1, 1), "dims": (4, 4, 16, 32)}
     task = ClassificationTask(
-        2, name="care_s0", model_args=small, smoothing=0.0, teacher="efficientnet_lite0", teacher_size=32
+        2, name="care_s0", model_args=small, smoothing=0.0, teacher="package:efficientnet_lite0", teacher_size=32
     )
     data = ClassificationData(str(photos), img_size=32, batch_size=8, workers=0)
     heard: dict[str, Any] = {}
@@ -115,13 +116,13 @@ def test_cares_second_head_learns_from_the_teacher_and_the_first_from_the_labels
 
 
 def test_a_teacher_may_be_a_run_folder_or_nothing_at_all(run_folder: Path) -> None:
-    assert load_teacher(str(run_folder)).num_classes == 3  # type: ignore[comparison-overlap]
-    with pytest.raises(ValueError, match=r"unknown teacher 'regnety_160\.deit'; did you mean regnety_160"):
-        load_teacher("regnety_160.deit")
+    assert load_model(str(run_folder)).num_classes == 3  # type: ignore[comparison-overlap]
+    with pytest.raises(ValueError, match=r"unknown model 'regnety_160\.deit': .*; did you mean regnety_160"):
+        load_model("regnety_160.deit")
 
 
 def test_the_packaged_teacher_is_the_published_network() -> None:
-    model: Any = load_teacher("efficientnet_lite0")
+    model: Any = load_model("package:efficientnet_lite0")
     assert isinstance(model, timm.models.EfficientNet)
     config = timm.data.resolve_model_data_config(model)
     pixels = torch.tensor([0.0, 127.0, 255.0]) / 255

@@ -27,6 +27,7 @@ def evaluate(
     model: str,
     data: str,
     *,
+    untrained: bool = False,
     device: str = "auto",
     precision: str = "float32",
     img_size: int | None = None,
@@ -49,6 +50,7 @@ def evaluate(
     Args:
         model: As for :func:`linvit.load_model`.
         data: A folder of class folders, shards, a data set of Hugging Face, or ``mnist5k``.
+        untrained: Take random weights for a registered name.
         device: As for :class:`ClassificationPredictor`, with ``precision``, ``img_size``, ``crop_pct`` and ``crops``.
         precision: As there.
         img_size: As there.
@@ -79,7 +81,7 @@ def evaluate(
         raise ValueError("--against names a model twice")
 
     def measure(spec: str) -> dict[str, Any]:
-        network = load_model(spec)
+        network = load_model(spec, untrained)
 
         def run(what: str, corruption: Callable[[Image.Image], Image.Image] | None = None) -> Any:
             predictor = ClassificationPredictor(

@@ -18,6 +18,7 @@ def evaluate(
     model: str,
     data: str,
     *,
+    untrained: bool = False,
     device: str = "auto",
     precision: str = "float32",
     img_size: int | None = None,
@@ -33,6 +34,7 @@ def evaluate(
     Args:
         model: As for :func:`linvit.load_model`.
         data: A folder in COCO's layout, or ``digit-scenes``.
+        untrained: Take random weights for a registered name.
         device: As for :class:`DetectionPredictor`, with ``precision`` and ``img_size``.
         precision: As there.
         img_size: As there.
@@ -47,7 +49,7 @@ def evaluate(
         ValueError: A setting is wrong, or the data do not suit the model.
         OSError: The data are not there.
     """
-    predictor = DetectionPredictor(load_model(model), device, precision, img_size)
+    predictor = DetectionPredictor(load_model(model, untrained), device, precision, img_size)
     loader = predictor.load(data, split, batch_size, workers, strict)
     found = predictor.evaluate(loader, show)
     dataset: Any = loader.dataset

@@ -14,6 +14,7 @@ def evaluate(
     model: str,
     data: str,
     *,
+    untrained: bool = False,
     device: str = "auto",
     precision: str = "float32",
     img_size: int | None = None,
@@ -30,6 +31,7 @@ def evaluate(
     Args:
         model: As for :func:`linvit.load_model`.
         data: A folder of images and masks, or ``digit-scenes``.
+        untrained: Take random weights for a registered name.
         device: As for :class:`SegmentationPredictor`, with ``precision``, ``img_size``, ``window`` and ``stride``.
         precision: As there.
         img_size: As there.
@@ -45,7 +47,7 @@ def evaluate(
         ValueError: A setting is wrong, or the data do not suit the model.
         OSError: The data are not there.
     """
-    predictor = SegmentationPredictor(load_model(model), device, precision, img_size, window, stride)
+    predictor = SegmentationPredictor(load_model(model, untrained), device, precision, img_size, window, stride)
     loader = predictor.load(data, split, batch_size, workers, strict)
     dataset: Any = loader.dataset
     found = predictor.evaluate(loader, show)
