@@ -93,7 +93,12 @@ def test_every_table_is_in_the_documentation():
     assert {found[1] for found in re.finditer(r"<!-- table (\w+) -->", text)} == set(benchmark_tables().TABLES)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.json")), ids=lambda path: path.stem)
+OWN_FORM = {"pretraining"}
+"""Scripts that do not write records yet."""
+MEASURED = [path for path in sorted((ROOT / "benchmarks").glob("*.json")) if path.stem not in OWN_FORM]
+
+
+@pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
 def test_measurements_have_one_form(path):
     record = Record.read(path)
     assert record.what

@@ -51,7 +51,7 @@ _THIS_CALL_ONLY = ("out", "resume", "json")
 _FOLDER = "LINVIT_RUN_FOLDER"
 
 MOST_IN_A_ROW = 9
-"""Figures that 80 columns have room for; more are printed one below the other."""
+"""Metrics that 80 columns have room for; more are printed one below the other."""
 
 _NOISE = (
     ".*overrides the configure_model",
@@ -351,7 +351,7 @@ def _report(cli: TrainCLI, seconds: float) -> None:
         print_json(result)
         return
     row = {
-        **{heading: _figure(name, best.get(name)) for name, heading in cli.model.figures.items()},
+        **{heading: _metric(name, best.get(name)) for name, heading in cli.model.figures.items()},
         "best epoch": f"{best['epoch']} of {result['epochs']}" if best else "-",
         "images/s": f"{result['images_per_second'] or 0:.1f}",
         "seconds": f"{seconds:.0f}",
@@ -367,7 +367,7 @@ def _shares(task: Any) -> dict[str, str]:
     return {name: heading for name, heading in task.figures.items() if name != "loss"}
 
 
-def _figure(name: str, value: float | None) -> str:
+def _metric(name: str, value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.4f}" if name == "loss" else f"{value:.2%}"
