@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from linvit.data.images import UnreadableImage, holds_images, images_below, load_image, read_or_next
 from linvit.data.loading import progress
-from linvit.data.parts import some, subfolders
+from linvit.data.parts import only_folder, some, subfolders
 
 EVAL_FOLDERS = ("val", "validation", "test")
 DIGITS = [str(digit) for digit in range(10)]
@@ -256,6 +256,7 @@ def split_folders(root: Path) -> tuple[Path, Path | None]:
         FileNotFoundError: ``root`` is missing, or there is nothing to train on in it.
         NotADirectoryError: ``root`` is a file.
     """
+    root = _unpacked(root)
     has = [folder.name for folder in subfolders(root)]
     train, held_out = _split(root, ("train",)), _split(root, EVAL_FOLDERS)
     if train is None and held_out is not None:
@@ -265,7 +266,16 @@ def split_folders(root: Path) -> tuple[Path, Path | None]:
 
 def held_out_folder(root: str) -> str | Path:
     """Return the part of a folder that is held out: the folder itself where it has none."""
-    return _split(root, EVAL_FOLDERS) or root
+    unpacked = _unpacked(Path(root))
+    return _split(unpacked, EVAL_FOLDERS) or unpacked
+
+
+def _unpacked(root: Path) -> Path:
+    """Return the one folder in a folder that holds folders alone, which is the data set; or else the folder itself."""
+    inside = only_folder(root)
+    if inside is None or inside.name in ("train", *EVAL_FOLDERS) or len(subfolders(inside)) < 2:
+        return root
+    return root if any(each.is_file() and not each.name.startswith(".") for each in inside.iterdir()) else inside
 
 
 def _split(root: str | os.PathLike[str], names: tuple[str, ...]) -> Path | None:

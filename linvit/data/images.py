@@ -4,6 +4,7 @@ import contextlib
 import glob
 import io
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -110,6 +111,8 @@ def open_image(path: str | os.PathLike[str], content: bytes | None = None) -> Im
     Raises:
         Exception: Whatever Pillow raises; a ModuleNotFoundError for a HEIC file without the library that reads it.
     """
+    if content is None and not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
+        raise OSError(f"{os.fspath(path)} is a pipe or a device, not a file")  # opening one may wait for ever
     try:
         return Image.open(path if content is None else io.BytesIO(content))
     except UnidentifiedImageError:

@@ -314,6 +314,11 @@ def _pair(
         image_of = {key: path for key, path in image_of.items() if key in mask_of}
     if not image_of:
         raise ValueError(f"{images} holds no image")
+    folded = {normalised(key): key for key in mask_of}
+    for key in image_of.keys() - mask_of.keys():  # another case, or another way to write an accent
+        other = folded.get(normalised(key))
+        if other is not None and other not in image_of:
+            mask_of[key] = mask_of.pop(other)
     lonely = [path for key, path in image_of.items() if key not in mask_of]
     if lonely:
         raise FileNotFoundError(f"{len(lonely)} of {len(image_of)} images have no mask in {masks}: {some(lonely, 3)}")

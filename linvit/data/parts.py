@@ -172,9 +172,11 @@ def held_out(paths: Sequence[str], share: float, groups: Sequence[int] | None = 
 
 def _print(path: str) -> str:
     try:
-        return fingerprint(path)
+        if os.path.isfile(path):
+            return fingerprint(path)
     except OSError:
-        return hashlib.blake2b(os.path.basename(path).encode(), digest_size=16).hexdigest()
+        pass
+    return hashlib.blake2b(os.path.basename(path).encode(), digest_size=16).hexdigest()
 
 
 def fingerprint(path: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from reprlib import Repr
 from typing import Any
 
 import yaml
@@ -101,7 +102,7 @@ def _described(path: Path) -> dict[str, Callable[[Path | None], CocoFile]]:
     base = path.parent
     given = settings.get("path")
     if given is not None and not isinstance(given, str):
-        raise ValueError(f"{path}: path is {given!r}, and must be the data set's folder")
+        raise ValueError(f"{path}: path is {brief(given)}, and must be the data set's folder")
     names = _names(path, settings)
     points = settings.get("kpt_shape") is not None
     parts: dict[str, Callable[[Path | None], CocoFile]] = {}
@@ -112,7 +113,7 @@ def _described(path: Path) -> dict[str, Callable[[Path | None], CocoFile]]:
         values = value if isinstance(value, list) else [value]
         if not all(isinstance(each, str) for each in values):
             raise ValueError(
-                f"{path}: {key} is {value!r}, and must be a folder of images, a list of images, or several"
+                f"{path}: {key} is {brief(value)}, and must be a folder of images, a list of images, or several"
             )
         places = [place for each in values if (place := _place(base, given, each)) is not None]
         if len(places) == len(values):
@@ -148,9 +149,9 @@ def _names(path: Path, settings: dict[str, Any]) -> list[str] | None:
     if names is None and type(count) is int and 0 < count < 100_000:
         return [str(number) for number in range(count)]
     if not isinstance(names, list) or not names or not all(isinstance(each, str | int | float) for each in names):
-        raise ValueError(f"{path}: names is {str(names)[:60]!r}, and must be a list or a map of class names")
+        raise ValueError(f"{path}: names is {brief(names)}, and must be a list or a map of class names")
     if count is not None and count != len(names):
-        raise ValueError(f"{path}: nc is {count!r}, and names has {len(names)}: they must agree")
+        raise ValueError(f"{path}: nc is {brief(count)}, and names has {len(names)}: they must agree")
     return _distinct(path, [str(name) for name in names])
 
 
@@ -292,3 +293,10 @@ def _boxes(path: Path, classes: int | None, points: bool) -> list[tuple[int, lis
             x, y, wide, high = places[:4]
             found.append((int(label), [x - wide / 2, y - high / 2, x + wide / 2, y + high / 2], None))
     return found
+
+
+def brief(found: Any) -> str:
+    """Say what was found: a few lines of YAML that repeat each other may mean more than fits into memory."""
+    short = Repr()
+    short.maxlevel, short.maxlist, short.maxdict = 2, 4, 4
+    return short.repr(found)

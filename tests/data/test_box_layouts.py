@@ -310,7 +310,7 @@ def test_a_line_of_yolo_that_is_none_is_named(tmp_path: Path, line: str, message
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("train: images/train\nnames: 3\n", "names is '3', and must be a list or a map of class names"),
+        ("train: images/train\nnames: 3\n", "names is 3, and must be a list or a map of class names"),
         ("train: images/train\nnames: [a, [b]]\n", "names is .* and must be a list"),
         ("train: images/train\nnames: [a, a]\n", "names has 'a' twice"),
         ("train: images/train\nnc: 3\nnames: [a, b]\n", "nc is 3, and names has 2: they must agree"),
@@ -322,6 +322,13 @@ def test_a_line_of_yolo_that_is_none_is_named(tmp_path: Path, line: str, message
         ("train: gone\nnames: [a, b]\n", "train is 'gone', and there is no such folder or file below"),
         ("path: 7\ntrain: images/train\nnames: [a, b]\n", "path is 7, and must be the data set's folder"),
         ("train: [\n", "is no YAML"),
+        (
+            "a0: &a0 [x, x]\n"
+            + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+            + "train: images/train\nnames: *a11\n",
+            "names is .*, and must be a list",
+        ),
+        ("train: !!python/object/apply:os.getcwd []\nnames: [a]\n", "is no YAML: could not determine a constructor"),
     ],
 )
 def test_a_description_of_yolo_that_is_none_is_named(tmp_path: Path, text: str, message: str) -> None:

@@ -13,6 +13,7 @@ from timm.data import auto_augment as timm_policies
 
 from linvit.data.classification import ClassificationData, _posterize
 from linvit.data.datasets import ImageFolder
+from linvit.data.sources import eval_dataset
 from tests.data.conftest import MakeFolder
 
 
@@ -284,3 +285,17 @@ def test_no_batch_that_is_chosen_for_the_user_has_one_image(count: int) -> None:
     assert sizes == {data.batch_size}
     assert 2 <= data.batch_size <= count
     assert data.batch_size == 2 or count // data.batch_size >= 8
+
+
+def test_the_one_folder_of_an_archive_is_looked_into(tmp_path: Path, make_folder: MakeFolder) -> None:
+    make_folder("archive/photos", {"ant": 3, "bee": 3})
+    (tmp_path / "archive" / "__MACOSX").mkdir()
+    assert ClassificationData(str(tmp_path / "archive"), workers=0).classes == ["ant", "bee"]
+    assert eval_dataset(str(tmp_path / "archive")).classes == ["ant", "bee"]
+    make_folder("parted/photos/train", {"ant": 3, "bee": 3})
+    make_folder("parted/photos/val", {"ant": 1, "bee": 1})
+    data = ClassificationData(str(tmp_path / "parted"), workers=0)
+    assert (len(data.train_set), len(data.val_set)) == (6, 2)
+    make_folder("one/ant", {"2025": 2, "2026": 2})
+    Image.new("RGB", (8, 8)).save(tmp_path / "one" / "ant" / "x.png")
+    assert ClassificationData(str(tmp_path / "one"), workers=0).classes == ["ant"], "a class in folders of its own"

@@ -1,5 +1,6 @@
 """Every kind of image file becomes upright 8-bit RGB, every other file one clear line."""
 
+import os
 import pickle
 import subprocess
 import sys
@@ -290,3 +291,10 @@ def test_links_that_lead_back_end(tmp_path: Path) -> None:
     Image.new("RGB", (2, 2)).save(other / "b.png")
     (tmp_path / "linked").symlink_to(other)
     assert [path.name for path in find_images([str(tmp_path)])] == ["a.png", "b.png"]
+
+
+def test_a_pipe_is_no_image(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(UnreadableImage, match=r"a\.png is a pipe or a device, not a file"):
+        load_image(tmp_path / "a.png")
+    assert image_size(tmp_path / "a.png") is None

@@ -103,6 +103,7 @@ LAYOUTS: dict[str, tuple[Callable[[Path], None], set[str]]] = {
     "image and label": (folders("image/{name}.jpg", "label/{name}.png", ("",)), {"all"}),
     "any case": (folders("Images/{name}.jpg", "Masks/{name}.png", ("",)), {"all"}),
     "any case by part": (folders("Train/Images/{name}.jpg", "Train/MASKS/{name}.png", ("",)), {"train"}),
+    "names in another case": (folders("images/IMG_{name}.JPG", "masks/img_{name}.png", ("",)), {"all"}),
     "one folder": (folders("{name}.jpg", "{name}_mask.png", ("",)), {"all"}),
     "one folder, _L": (folders("{name}.png", "{name}_L.png", ("",)), {"all"}),
     "Roboflow": (
