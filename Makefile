@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
 
-.PHONY: install demo lint test clean
+.PHONY: install litert test-litert demo lint test clean
 
 install: .venv/installed
 
@@ -13,6 +13,16 @@ install: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
 	@touch $@
+
+litert: .venv-litert/installed
+
+.venv-litert/installed: pyproject.toml constraints-litert.txt
+	$(PYTHON) -m venv .venv-litert
+	.venv-litert/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-litert.txt -e '.[train,litert,dev]'
+	@touch $@
+
+test-litert: litert
+	OMP_NUM_THREADS=1 .venv-litert/bin/python -m pytest -m "slow or not slow" tests/deploy/test_litert.py
 
 demo: install
 	rm -rf $(DEMO)
@@ -31,4 +41,4 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf .venv .venv-litert .pytest_cache .ruff_cache .mypy_cache *.egg-info

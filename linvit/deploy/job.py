@@ -17,7 +17,7 @@ from torch.export import Dim, ExportedProgram
 
 from linvit.attention import StripeAttention, WindowAttention
 from linvit.deploy.fusion import FusedModel, fuse, is_fused, separate_groups
-from linvit.deploy.fusion.attention import FusedWindowAttention
+from linvit.deploy.fusion.attention import FusedStripeAttention, FusedWindowAttention
 from linvit.heads import DenseModel
 from linvit.registry import TASKS
 
@@ -247,7 +247,8 @@ def input_config(
 
 def _check_any_size(model: nn.Module, features: bool) -> None:
     """Raise a ValueError if something in a model fixes the size of its images."""
-    if any(isinstance(m, WindowAttention | StripeAttention | FusedWindowAttention) for m in model.modules()):
+    windows = WindowAttention | StripeAttention | FusedWindowAttention | FusedStripeAttention
+    if any(isinstance(module, windows) for module in model.modules()):
         raise ValueError(f"{type(model).__name__} attends in windows, which fixes the size: leave out --dynamic-size")
     if isinstance(model, DenseModel) and model.task == "detect" and not features:
         raise ValueError("a detector's anchors fix the size: leave out --dynamic-size")

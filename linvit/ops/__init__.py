@@ -13,6 +13,7 @@ from linvit.ops.key_only import (
     key_saliency,
     key_saliency_reference,
     local_context,
+    local_context_by_heads,
     local_context_reference,
     modulate,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "linear_attention",
     "linear_attention_reference",
     "local_context",
+    "local_context_by_heads",
     "local_context_reference",
     "modulate",
     "positions_on_grid",

@@ -33,7 +33,10 @@ def test_json_and_no_chart_of_accuracies_that_nobody_knows(linvit_command, run_f
 @pytest.mark.parametrize(
     ("args", "line"),
     [
-        (["--runtime", "tflite"], "--runtime must be of eager, compiled, executorch, onnxruntime, openvino, got"),
+        (
+            ["--runtime", "tflite"],
+            "--runtime must be of eager, compiled, executorch, litert, onnxruntime, openvino, got",
+        ),
         (["--img-size", "0"], "argument --img-size: must be PIXELS or HEIGHTxWIDTH, got '0'"),
         (["--rounds", "0"], "--rounds must be at least 1, got 0"),
         (["--precision", "int4"], "--precision must be of float32, float16, bfloat16, int8, got 'int4'"),

@@ -11,6 +11,7 @@ from linvit.ops import (
     key_saliency,
     key_saliency_reference,
     local_context,
+    local_context_by_heads,
     local_context_reference,
     modulate,
 )
@@ -57,6 +58,9 @@ def test_local_context_equals_the_formula(height, width, heads, kernel_size):
     v = random(2, height * width, heads * 2, seed=2).requires_grad_()
     expected = local_context_reference(s, v, [height, width], kernel_size)
     assert_same(local_context(s, v, [height, width], kernel_size), expected, (s, v))
+    assert torch.equal(
+        local_context_by_heads(s, v, [height, width], kernel_size), local_context(s, v, [height, width], kernel_size)
+    )
 
 
 def test_gradients_against_finite_differences():

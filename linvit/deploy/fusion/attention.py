@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linvit.attention import FocusedLinearAttention, KeyOnlyAttention, LinearAttention, WindowAttention
+from linvit.attention import FocusedLinearAttention, KeyOnlyAttention, LinearAttention, StripeAttention, WindowAttention
 from linvit.attention._common import TokenAttention
 from linvit.ops import (
     attend,
     elu_plus_one,
     focus_folded,
     global_context,
-    local_context,
+    local_context_by_heads,
     modulate,
     positions_on_grid,
     relu,
@@ -25,6 +25,7 @@ __all__ = [
     "FusedFocusedAttention",
     "FusedKeyOnlyAttention",
     "FusedLinearAttention",
+    "FusedStripeAttention",
     "FusedWindowAttention",
 ]
 
@@ -123,7 +124,7 @@ class FusedKeyOnlyAttention(_Fused):
             return self.proj(v + parts[1].sigmoid() * c)
         prefix = self.num_prefix_tokens
         grid = self.grid_size if grid_size is None else grid_size
-        local = local_context(saliency[:, prefix:], v[:, prefix:], grid, self.kernel_size)
+        local = local_context_by_heads(saliency[:, prefix:], v[:, prefix:], grid, self.kernel_size)
         return self.proj((torch.cat((v[:, :prefix], local), dim=1) if prefix else local) + c)
 
 
@@ -142,6 +143,35 @@ class FusedWindowAttention(_Fused):
         B, N, C = x.shape
         qkv: Any = self.qkv(x).reshape(B, height, width, 3, C)
         return self.proj(window_attention(qkv, self.num_heads, self.window, self.shift, self.bias).reshape(B, N, C))
+
+
+class FusedStripeAttention(_Fused):
+    """Softmax attention in stripes whose projection writes the three parts of each branch side by side."""
+
+    def __init__(self, attn: StripeAttention):
+        super().__init__(attn)
+        self.windows, self.local = attn.windows, attn.get_v
+        rows = torch.arange(self.qkv.out_features).reshape(3, len(self.windows), -1).transpose(0, 1).flatten()
+        with torch.no_grad():
+            self.qkv.weight.copy_(self.qkv.weight[rows])
+            if self.qkv.bias is not None:
+                self.qkv.bias.copy_(self.qkv.bias[rows])
+
+    def forward(self, x: Tensor, grid_size: list[int] | None = None) -> Tensor:
+        """Map tokens ``[B, H W, C]`` to the same shape; the native grid if ``grid_size`` is None."""
+        height, width = self.grid_size if grid_size is None else grid_size
+        B, N, C = x.shape
+        count = len(self.windows)
+        qkv = self.qkv(x)
+        parts = []
+        # LiteRT's converter stumbles over a split into one.
+        branches = qkv.chunk(count, dim=2) if count > 1 else [qkv]
+        for branch, window, local in zip(branches, self.windows, self.local, strict=True):
+            maps = branch.reshape(B, height, width, 3, C // count)
+            kernel: Any = local
+            part = window_attention(maps, self.num_heads // count, window, [0, 0], None, kernel.weight, kernel.bias)
+            parts.append(part.reshape(B, N, -1))
+        return self.proj(torch.cat(parts, dim=2))
 
 
 def _local_convolution(attn: FocusedLinearAttention) -> nn.Conv2d:

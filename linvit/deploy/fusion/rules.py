@@ -21,15 +21,24 @@ from timm.models.swin_transformer import PatchMerging
 from timm.models.vision_transformer import Block as VitBlock
 from torch import nn
 
-from linvit.attention import FocusedLinearAttention, KeyOnlyAttention, LinearAttention, TokenAttention, WindowAttention
+from linvit.attention import (
+    FocusedLinearAttention,
+    KeyOnlyAttention,
+    LinearAttention,
+    StripeAttention,
+    TokenAttention,
+    WindowAttention,
+)
 from linvit.deploy.fusion.attention import (
     FusedFocusedAttention,
     FusedKeyOnlyAttention,
     FusedLinearAttention,
+    FusedStripeAttention,
     FusedWindowAttention,
 )
 from linvit.deploy.fusion.care import FusedCare, FusedCareStage
 from linvit.deploy.fusion.folding import affine, scale_inputs, scale_outputs
+from linvit.deploy.fusion.merging import FusedPatchMerging
 from linvit.deploy.fusion.wrapper import Wrapper
 from linvit.models.care import Care, CareBlock, CareHead, CareStage, PatchConv2d
 from linvit.models.layers import Block
@@ -43,6 +52,8 @@ _FUSED: dict[type[nn.Module], type[nn.Module]] = {
     FocusedLinearAttention: FusedFocusedAttention,
     KeyOnlyAttention: FusedKeyOnlyAttention,
     LinearAttention: FusedLinearAttention,
+    PatchMerging: FusedPatchMerging,
+    StripeAttention: FusedStripeAttention,
     WindowAttention: FusedWindowAttention,
 }
 """What takes the place of what, children first."""
@@ -140,7 +151,7 @@ def _substitute(module: nn.Module) -> nn.Module:
     for name, child in module.named_children():
         setattr(module, name, _substitute(child))
     fused = _FUSED.get(type(module))
-    if fused is None:
+    if fused is None or (isinstance(module, PatchMerging) and module.norm.weight is not None):
         return module
     new = fused(module).eval()
     new._forward_pre_hooks = module._forward_pre_hooks  # linearized models pass the grid on by hooks

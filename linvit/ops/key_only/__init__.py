@@ -12,6 +12,7 @@ Study of Spatial Attention Mechanisms in Deep Networks" (ICCV 2019). Time and me
 """
 
 from linvit.ops.key_only.fast import global_context, key_saliency, local_context, modulate
+from linvit.ops.key_only.inference import local_context_by_heads
 from linvit.ops.key_only.reference import (
     global_context_reference,
     key_saliency_reference,
@@ -24,6 +25,7 @@ __all__ = [
     "key_saliency",
     "key_saliency_reference",
     "local_context",
+    "local_context_by_heads",
     "local_context_reference",
     "modulate",
 ]

@@ -9,7 +9,7 @@ from linvit.ops.dispatch import operator
 from linvit.ops.key_only.reference import global_context_reference, local_context_reference
 from linvit.ops.precision import accumulation_dtype
 
-__all__ = ["global_context", "key_saliency", "local_context", "modulate"]
+__all__ = ["global_context", "key_saliency", "local_context", "modulate", "unite"]
 
 
 @operator()
@@ -113,24 +113,33 @@ def local_context(
     top = saliency.to(acc).reshape(B, H, W, h)
     values = v.to(acc).reshape(B, H, W, h, C // h)
     mass = torch.cat((values, torch.ones_like(values[..., :1])), dim=-1)
-    top, mass = _unite(top, mass, 2, kernel_size)
-    top, mass = _unite(top, mass, 1, kernel_size)
+    top, mass = unite(top, mass, 2, kernel_size)
+    top, mass = unite(top, mass, 1, kernel_size)
     return (mass[..., :-1] / mass[..., -1:]).reshape(B, N, C).to(v.dtype)
 
 
-def _unite(top: torch.Tensor, mass: torch.Tensor, dim: int, kernel_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unite the ``kernel_size`` neighbouring sets along an axis: ``top [B, H, W, h]``, ``mass [B, H, W, h, d + 1]``."""
+def unite(top: torch.Tensor, mass: torch.Tensor, dim: int, kernel_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unite the ``kernel_size`` neighbouring sets along an axis.
+
+    Args:
+        top: ``[B, H, W, h]``, or ``[B, H, W, 1]`` for ``mass [B, H, W, d + 1]``.
+        mass: ``[B, H, W, h, d + 1]``.
+        dim: 1 or 2.
+        kernel_size: Odd.
+    """
     size = top.shape[dim]
     sides = [kernel_size // 2, kernel_size // 2]
     top = F.pad(top, [0, 0] * (3 - dim) + sides, value=float("-inf"))  # sets without tokens
-    mass = F.pad(mass, [0, 0] * (4 - dim) + sides)
+    mass = F.pad(mass, [0, 0] * (mass.ndim - 1 - dim) + sides)
     # The result does not depend on the maximum, so no gradient goes through it.
     united = top.detach().narrow(dim, 0, size)
     for shift in range(1, kernel_size):
         united = torch.maximum(united, top.detach().narrow(dim, shift, size))
     total = torch.zeros_like(mass.narrow(dim, 0, size))
     for shift in range(kernel_size):
-        weight = torch.exp(top.narrow(dim, shift, size) - united).unsqueeze(-1)
+        weight = torch.exp(top.narrow(dim, shift, size) - united)
+        if mass.ndim > top.ndim:
+            weight = weight.unsqueeze(-1)
         total = torch.addcmul(total, weight, mass.narrow(dim, shift, size))
     return united, total
 

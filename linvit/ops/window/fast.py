@@ -41,18 +41,19 @@ def window_attention(
     shift_rows = shift[0] if rows < H else 0
     shift_cols = shift[1] if cols < W else 0
     pad_rows, pad_cols = -H % rows, -W % cols
+    qkv = qkv.flatten(3)  # no tensor has more than four axes from here: GPUs and NPUs of phones take no more
     padded = pad_rows > 0 or pad_cols > 0
     shifted = shift_rows > 0 or shift_cols > 0
     if padded:
-        qkv = F.pad(qkv, (0, 0, 0, 0, 0, pad_cols, 0, pad_rows))
+        qkv = F.pad(qkv, (0, 0, 0, pad_cols, 0, pad_rows))
     if shifted:
         qkv = torch.roll(qkv, (-shift_rows, -shift_cols), (1, 2))
     down, across = (H + pad_rows) // rows, (W + pad_cols) // cols
     num_windows, tokens = down * across, rows * cols
 
-    # One copy brings q, k and v into windows; heads stay a view. With more axes CoreML and XNNPACK would not take it.
+    # One copy brings q, k and v into windows; heads stay a view.
     qkv = qkv.reshape(B * down, rows, across, cols * 3 * C).transpose(1, 2)
-    q, k, v = qkv.reshape(B * num_windows, tokens, 3, C).unbind(2)
+    q, k, v = qkv.reshape(B * num_windows, tokens, 3 * C).chunk(3, dim=2)
 
     mask = bias
     if padded or shifted:
@@ -70,7 +71,7 @@ def window_attention(
         v = v.reshape(B * num_windows, rows, cols, C).permute(0, 3, 1, 2)
         x = x + F.conv2d(v, local_weight, local_bias, padding=1, groups=C).permute(0, 2, 3, 1)
 
-    x = x.reshape(B * down, across, rows, cols, C).transpose(1, 2).reshape(B, H + pad_rows, W + pad_cols, C)
+    x = x.reshape(B * down, across, rows, cols * C).transpose(1, 2).reshape(B, H + pad_rows, W + pad_cols, C)
     if shifted:
         x = torch.roll(x, (shift_rows, shift_cols), (1, 2))
     return x[:, :H, :W] if padded else x

@@ -1,0 +1,99 @@
+"""LiteRT: every family goes through, no tensor has more than four axes, and phones' GPUs know every operator."""
+
+import contextlib
+import io
+import json
+import os
+import tempfile
+
+import pytest
+import timm
+import torch
+
+import linvit
+from linvit.deploy import FORMATS, export_model
+from tests.conftest import CLASSES
+from tests.deploy.test_families import SMALL
+
+pytest.importorskip("litert_torch", reason="LiteRT has an environment of its own: make test-litert")
+
+
+def images(batch: int = 3, size: int = 32) -> torch.Tensor:
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def tensors(path) -> list[list[int]]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(path))
+    interpreter.allocate_tensors()
+    return [list(detail["shape"]) for detail in interpreter.get_tensor_details()]
+
+
+def refused_by_gpus(path) -> str:
+    """Return what LiteRT's own analyzer says of operators that the GPU delegate does not take."""
+    from ai_edge_litert import _pywrap_analyzer_wrapper as analyzer
+
+    saved = os.dup(1)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 1)
+        try:
+            text = analyzer.ModelAnalyzer(str(path), True, True) or ""
+        finally:
+            os.dup2(saved, 1)
+        said.seek(0)
+        text += said.read().decode()
+    assert "compatible with GPU delegate" in text or "GPU COMPATIBILITY WARNING" in text
+    return "\n".join(line for line in text.splitlines() if "COMPATIBILITY WARNING" in line)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_family_goes_through_in_tensors_and_operators_that_phones_take(name, tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model(name, img_size=96, num_classes=5, **SMALL[name])
+    export = export_model(model, tmp_path / "m.tflite", "litert", images(2, 96), img_size=(96, 96))
+    assert export.check.max_error < 1e-4
+    assert max(map(len, tensors(tmp_path / "m.tflite"))) <= 4
+    assert refused_by_gpus(tmp_path / "m.tflite") == ""
+
+
+def test_files_of_each_precision(run_folder, tmp_path):
+    model = linvit.load_model(run_folder)
+    sizes = {}
+    for precision, bound in (("float32", 1e-5), ("float16", 1e-2), ("int8", 0.2)):
+        calibration = images(8) if precision == "int8" else None
+        export = export_model(
+            model,
+            tmp_path / f"{precision}.tflite",
+            "litert",
+            images(),
+            precision=precision,
+            bound=bound,
+            img_size=(32, 32),
+            classes=CLASSES,
+            calibration=calibration,
+        )
+        sizes[precision] = (tmp_path / f"{precision}.tflite").stat().st_size
+        assert export.check.top1_agreement == 1.0
+    assert sizes["int8"] < sizes["float16"] < 0.8 * sizes["float32"]
+    assert json.loads(json.loads((tmp_path / "int8.json").read_text())["classes"]) == CLASSES
+
+
+def test_outputs_keep_their_order_and_a_batch_is_run_image_by_image(run_folder, tmp_path):
+    model = linvit.load_model(run_folder)
+    export_model(model, tmp_path / "m.tflite", "litert", images(), features=True, img_size=(32, 32))
+    maps = FORMATS["litert"].load(tmp_path / "m.tflite", threads=1)(images(2))
+    with torch.no_grad():
+        expected = model.forward_intermediates(images(2), intermediates_only=True)
+    for one, other in zip(maps, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_is_said_on_the_way(run_folder, tmp_path, capfd):
+    with contextlib.redirect_stdout(io.StringIO()):
+        model = linvit.load_model(run_folder)
+    export_model(model, tmp_path / "m.tflite", "litert", images(), img_size=(32, 32))
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert said.err == ""
