@@ -211,6 +211,7 @@ def make_job(
         "std": json.dumps(config["std"]),
         "interpolation": config["interpolation"],
         "crop_pct": json.dumps(config["crop_pct"]),
+        "crop_mode": config["crop_mode"],
     }
     if classes is not None and not features:
         metadata["classes"] = json.dumps(list(classes))

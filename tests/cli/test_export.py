@@ -37,7 +37,7 @@ def test_beyond_the_bound_is_exit_code_2(linvit_command, run_folder, tmp_path):
 @pytest.mark.parametrize(
     ("args", "line"),
     [
-        (["--to", "tflite"], "--to must be one of coreml, executorch, litert, onnx, openvino, torch, got 'tflite'"),
+        (["--to", "tflite"], "--to must be one of coreml, executorch, litert, onnx, openvino, torch, web, got"),
         (["--to", "onnx", "--precision", "int4"], "--precision must be one of float32, float16, bfloat16, int8, got"),
         (["--to", "onnx", "--precision", "int8"], "--precision int8 needs --calibration IMAGE..."),
     ],

@@ -11,7 +11,7 @@ from torch import Tensor
 from linvit.deploy.formats._record import Format
 from linvit.deploy.job import Job, Run, quiet
 
-__all__ = ["FORMAT"]
+__all__ = ["FORMAT", "load", "output_names", "write"]
 
 
 def write(job: Job, path: Path) -> None:
@@ -43,6 +43,13 @@ def load(path: Path, threads: int | None = None, precision: str = "float32") -> 
         options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda images: [torch.from_numpy(y) for y in session.run(None, {"images": images.numpy()})]
+
+
+def output_names(path: Path) -> list[str]:
+    """Return the names of a file's outputs, in order."""
+    import onnx
+
+    return [output.name for output in onnx.load(str(path), load_external_data=False).graph.output]
 
 
 def _quantized(proto: Any, calibration: Tensor) -> Any:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from linvit.attention import FocusedLinearAttention, KeyOnlyAttention, LinearAttention, StripeAttention, WindowAttention
 from linvit.attention._common import TokenAttention
+from linvit.deploy.fusion.looks import received
 from linvit.ops import (
     attend,
     elu_plus_one,
@@ -42,6 +43,10 @@ class _Fused(nn.Module):
         """``[B, N, C]`` to ``[B, h, N, C / h]``."""
         return x.reshape(x.shape[0], x.shape[1], self.num_heads, -1).transpose(1, 2)
 
+    def _on_grid(self, shares: Tensor, grid_size: list[int]) -> Tensor:
+        """Lay ``[B, N]`` out as a map, without prefix tokens."""
+        return shares[:, self.num_prefix_tokens :].reshape(-1, grid_size[0], grid_size[1])
+
 
 class FusedFocusedAttention(_Fused):
     """Focused linear attention whose learned scale is in its projections, with one kernel for all local branches.
@@ -70,8 +75,7 @@ class FusedFocusedAttention(_Fused):
         height, width = self.grid_size if grid_size is None else grid_size
         B, N, C = x.shape
         prefix = self.num_prefix_tokens
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        k = k + positions_on_grid(self.positions, self.grid_size, [height, width], N, prefix)
+        q, k, v = self._project(x, [height, width])
         k, k_factor = focus_folded(k, self.floor, self.power)
         q, q_factor = focus_folded(q, self.floor, self.power)
         # A factor of a query cancels in the quotient, but for epsilon.
@@ -80,6 +84,19 @@ class FusedFocusedAttention(_Fused):
         mixed = mixed.transpose(1, 2).reshape(B, N, C).to(v.dtype)
         local = self.local(v[:, prefix:].reshape(B, height, width, C).permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
         return self.proj(mixed + (F.pad(local, (0, 0, prefix, 0)) if prefix else local))
+
+    def _project(self, x: Tensor, grid_size: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        positions = positions_on_grid(self.positions, self.grid_size, grid_size, x.shape[1], self.num_prefix_tokens)
+        return q, k + positions, v
+
+    def received(self, x: Tensor, grid_size: list[int] | None = None) -> Tensor:
+        """Return how much each position is attended to, as :func:`linvit.deploy.fusion.looks.received` does."""
+        grid = self.grid_size if grid_size is None else grid_size
+        q, k, _ = self._project(x, grid)
+        k, factor = focus_folded(k, self.floor, self.power)
+        q, _ = focus_folded(q, self.floor, self.power)
+        return self._on_grid(received(self._heads(q), self._heads(k * factor)), grid)
 
 
 class FusedLinearAttention(_Fused):
@@ -94,6 +111,12 @@ class FusedLinearAttention(_Fused):
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         mixed = attend(self._heads(self.features(q)), self._heads(self.features(k)), self._heads(v))
         return self.proj(mixed.transpose(1, 2).reshape(x.shape))
+
+    def received(self, x: Tensor, grid_size: list[int] | None = None) -> Tensor:
+        """Return how much each position is attended to, as :func:`linvit.deploy.fusion.looks.received` does."""
+        q, k, _ = self.qkv(x).chunk(3, dim=-1)
+        shares = received(self._heads(self.features(q)), self._heads(self.features(k)))
+        return self._on_grid(shares, self.grid_size if grid_size is None else grid_size)
 
 
 class FusedKeyOnlyAttention(_Fused):
@@ -126,6 +149,11 @@ class FusedKeyOnlyAttention(_Fused):
         grid = self.grid_size if grid_size is None else grid_size
         local = local_context_by_heads(saliency[:, prefix:], v[:, prefix:], grid, self.kernel_size)
         return self.proj((torch.cat((v[:, :prefix], local), dim=1) if prefix else local) + c)
+
+    def received(self, x: Tensor, grid_size: list[int] | None = None) -> Tensor:
+        """Return how much each position counts in the global context, on average over heads: ``[B, H, W]``."""
+        shares = self.qkv(x).split(self.rows, dim=2)[0].softmax(dim=1).mean(dim=2)
+        return self._on_grid(shares, self.grid_size if grid_size is None else grid_size)
 
 
 class FusedWindowAttention(_Fused):

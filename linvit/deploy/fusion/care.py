@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from linvit.attention import CareTokenMixer, DualInteraction
 from linvit.deploy.fusion.folding import affine, scale_inputs, scale_outputs
+from linvit.deploy.fusion.looks import received
 from linvit.deploy.fusion.wrapper import Wrapper
 from linvit.models.care import Care, CareBlock, CareHead, CareStage, PatchConv2d
 from linvit.ops import attend_columns, elu_plus_one
@@ -141,6 +142,13 @@ class _FusedMixer(nn.Module):
         x, local3, local7 = x.chunk(3, dim=1)
         x = self._attend(x) if self.num_heads else self.column(x) + self.row(x)
         return torch.cat((x, self.local3(local3), self.local7(local7)), dim=1)
+
+    def received(self, x: Tensor) -> Tensor:
+        """Return how much each position is attended to, as :func:`linvit.deploy.fusion.looks.received` does."""
+        x = x.chunk(3, dim=1)[0]
+        q, k = elu_plus_one(self.qk(x)).chunk(2, dim=1)
+        q, k = (t.reshape(x.shape[0], self.num_heads, -1, x.shape[2] * x.shape[3]).transpose(2, 3) for t in (q, k))
+        return received(q, k).reshape(x.shape[0], x.shape[2], x.shape[3])
 
     def _attend(self, x: Tensor) -> Tensor:
         B, C, H, W = x.shape
