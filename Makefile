@@ -1,5 +1,5 @@
 # make install   .venv with everything        make test   lint, types and tests, as CI runs them
-# make demo      train, evaluate, predict, export and verify on real digits, in about three minutes
+# make demo      train, evaluate, predict, export and look inside on real digits, in about three minutes
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -30,7 +30,9 @@ demo: install
 	$(BIN)/linvit eval $(DEMO) mnist5k
 	$(BIN)/linvit predict $(DEMO) mnist5k --top 3 --grid $(DEMO)/predictions.png
 	$(BIN)/linvit export $(DEMO) --to onnx
+	$(BIN)/linvit inspect $(DEMO) mnist5k --out $(DEMO)
 	@echo "look into $(DEMO): curves.png, confusion_matrix.png, predictions.png, model.safetensors, model.onnx"
+	@echo "where it looks, how sharply: file://$(CURDIR)/$(DEMO)/report.html"
 
 lint: install
 	$(BIN)/ruff check .

@@ -51,6 +51,20 @@ def care_speed() -> str:
     return markdown(["", "batch", "precision", "transcription", "contiguous", "channels-last"], rows)
 
 
+def attention_focus() -> str:
+    def cell(rows: list[list[float]], unit: str, scale: float) -> str:
+        images = [statistics.mean(layers) * scale for layers in rows]
+        return f"{statistics.mean(images):.1f} ± {statistics.stdev(images):.1f} {unit}"
+
+    rows = []
+    for name in values("attention_focus", "attention"):
+        raw = record("attention_focus").get(attention=name) or {}
+        shares = [cell(raw[key], "%", 100) for key in ("entropy", "rank", "effective", "rank_mixed", "effective_mixed")]
+        rows.append([name, shares[0], cell(raw["distance"], "px", 1), *shares[1:]])
+    head = ["attention", "entropy, of the highest", "distance", "rank", "effective rank"]
+    return markdown([*head, "rank with local part", "effective, with it"], rows)
+
+
 def export_formats() -> str:
     titles = {"onnx": "ONNX", "openvino": "OpenVINO", "executorch": "ExecuTorch", "coreml": "CoreML", "torch": "torch"}
 
@@ -274,6 +288,7 @@ TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
         attention_cost,
+        attention_focus,
         care_peers,
         care_speed,
         care_steps,

@@ -30,6 +30,7 @@ ORDER = [
     {"bench"},
     {"tasks"},
     {"studies"},
+    {"app"},
     {"cli"},
     {"__main__"},
 ]

@@ -7,7 +7,7 @@ The mathematics is in :mod:`linvit.analysis.measures` (one layer), :mod:`linvit.
 from linvit.analysis.contributions import GROUPS, care_contributions
 from linvit.analysis.gradients import effective_receptive_field, grad_cam, map_modules
 from linvit.analysis.layer import Layer
-from linvit.analysis.maps import received_map
+from linvit.analysis.maps import fine_maps, received_map
 from linvit.analysis.measures import (
     Rank,
     attention_distance,
@@ -31,6 +31,7 @@ __all__ = [
     "attention_received",
     "care_contributions",
     "effective_receptive_field",
+    "fine_maps",
     "grad_cam",
     "has_attention",
     "key_saliency_map",

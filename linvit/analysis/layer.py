@@ -6,13 +6,13 @@ values, a neighbourhood), and the gain is 1 but where a gate weighs the attentio
 measures is written against this class; what is behind a mechanism stands in :mod:`linvit.analysis.views`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["ConvolutionPart", "Layer", "LinearLayer", "SoftmaxLayer"]
+__all__ = ["ConvolutionPart", "KeyOnlyLayer", "Layer", "LinearLayer", "SoftmaxLayer", "WindowLayer", "strides_of"]
 
 BUDGET = 2**22
 """Most weights that are held at a time, 16 MB in float32."""
@@ -67,6 +67,7 @@ class Layer:
         values: ``[M, C]``, what is mixed.
         head_of: ``[C]``, the head of each channel; -1 for channels that no head attends for (CARE's local groups).
         image_size: Height and width of the image, in pixels.
+        reductions: The strides of the model's maps, as far as it says.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Layer:
     ):
         self.name = ""
         self.image_size = (0, 0)
+        self.reductions: tuple[int, ...] = ()
         self.mechanism = mechanism
         self.grid = grid
         self.key_grid = key_grid or grid
@@ -155,6 +157,16 @@ class Layer:
         count = min(cells, most)
         return self.prefix + (torch.arange(count, device=self.values.device) * cells) // count
 
+    @property
+    def strides(self) -> tuple[float, float]:
+        """Height and width of a query's patch, in pixels."""
+        return strides_of(self.image_size, self.grid, self.reductions)
+
+    @property
+    def key_strides(self) -> tuple[float, float]:
+        """Height and width of a key's patch, in pixels."""
+        return strides_of(self.image_size, self.key_grid, self.reductions)
+
     def query_at(self, x: float, y: float) -> int:
         """Return the query whose patch a pixel of the image lies in.
 
@@ -164,7 +176,7 @@ class Layer:
         height, width = self.image_size
         if not (0 <= x < width and 0 <= y < height):
             raise ValueError(f"pixel {x:g},{y:g} lies outside the image as the model sees it, {width}x{height} pixels")
-        row, column = int(y * self.grid[0] / height), int(x * self.grid[1] / width)
+        row, column = int(y // self.strides[0]), int(x // self.strides[1])
         return self.prefix + row * self.grid[1] + column
 
     def as_map(self, weights: Tensor) -> Tensor:
@@ -332,6 +344,18 @@ class WindowLayer(Layer):
         # Stripes of different shapes end at different places: what one branch does not see has no weight.
         weights = torch.stack([weight[0].masked_fill(index < 0, 0) for weight, index in parts])
         return weights, torch.stack([index for _, index in parts]).amax(dim=0)
+
+
+def strides_of(size: tuple[int, int], grid: tuple[int, int], reductions: Iterable[int]) -> tuple[float, float]:
+    """Return height and width of the patches that a grid divides an image of a size into, in pixels.
+
+    Models pad images to whole patches, so that the last may reach beyond: one of the model's known ``reductions`` is
+    taken where it makes this grid.
+    """
+    for reduction in reductions:
+        if all(-(-side // reduction) == cells for side, cells in zip(size, grid, strict=True)):
+            return reduction, reduction
+    return size[0] / grid[0], size[1] / grid[1]
 
 
 def _window_weights(q: Tensor, k: Tensor, bias: Tensor | None, window: int, places: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def attention_distance(layer: Layer, most: int = MOST_QUERIES) -> Tensor:
     (Dosovitskiy et al., ICLR 2021, appendix D.7).
     """
     device = layer.values.device
-    queries, keys = (_centres(grid, layer.image_size, device) for grid in (layer.grid, layer.key_grid))
+    queries, keys = _centres(layer.grid, layer.strides, device), _centres(layer.key_grid, layer.key_strides, device)
     total, count = layer.values.new_zeros(layer.num_heads), 0
     for part in layer.chunks(layer.sample(most)):
         rows = layer.rows(part)[..., layer.prefix :]
@@ -176,10 +176,10 @@ def _rows(layer: Layer, most: int) -> Iterator[Tensor]:
         yield layer.rows(part)
 
 
-def _centres(grid: tuple[int, int], image_size: tuple[int, int], device: torch.device) -> Tensor:
+def _centres(grid: tuple[int, int], strides: tuple[float, float], device: torch.device) -> Tensor:
     """Return the centres of patches in pixels, ``[cells, 2]``."""
     rows, columns = (
-        (torch.arange(count, device=device, dtype=torch.float64) + 0.5) * (size / count)
-        for count, size in zip(grid, image_size, strict=True)
+        (torch.arange(count, device=device, dtype=torch.float64) + 0.5) * stride
+        for count, stride in zip(grid, strides, strict=True)
     )
     return torch.cartesian_prod(rows, columns)

@@ -36,10 +36,11 @@ FOCUSED_EPS = 1e-6
 
 @dataclass
 class _Host:
-    """What a model knows and its attentions do not: the grid of a ViT's tokens, and how many come before it."""
+    """What a model knows and its attentions do not: the grid of a ViT's tokens, how many precede it, its strides."""
 
     grid: tuple[int, int] | None = None
     prefix: int = 0
+    reductions: tuple[int, ...] = ()
 
 
 def has_attention(model: nn.Module) -> bool:
@@ -70,7 +71,8 @@ def visit_layers(model: nn.Module, image: Tensor, look: Callable[[Layer], T]) ->
     named = {name: module for name, module in model.named_modules() if _viewer(module)}
     if not named:
         raise ValueError(f"{type(model).__name__} has no attention that linvit can look into")
-    host = _Host(prefix=getattr(model, "num_prefix_tokens", 0))
+    maps: Any = getattr(model, "feature_info", None) or ()
+    host = _Host(None, getattr(model, "num_prefix_tokens", 0), tuple(entry["reduction"] for entry in maps))
     seen: list[T] = []
     handles = [
         module.register_forward_hook(_hook(name, host, image, look, seen), with_kwargs=True)
@@ -102,6 +104,7 @@ def _hook(name: str, host: _Host, image: Tensor, look: Callable[[Layer], T], see
         if layer is not None:
             layer.name = f"{name}.attn" if isinstance(module, swin_transformer.SwinTransformerBlock) else name
             layer.image_size = (image.shape[-2], image.shape[-1])
+            layer.reductions = host.reductions
             seen.append(look(layer))
 
     return hook

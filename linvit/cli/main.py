@@ -19,6 +19,8 @@ COMMANDS = {
     "export": ("linvit.cli.export", "write a model in a format for deployment"),
     "bench": ("linvit.cli.bench", "measure the speed of models against each other"),
     "study": ("linvit.cli.study", "train arms and seeds on one budget, and compare them"),
+    "inspect": ("linvit.cli.inspect", "show where a model looks, how sharply, and of what rank"),
+    "app": ("linvit.cli.app", "serve a page to compare models and see where they look"),
     "recipes": ("linvit.cli.recipes", "list the training runs that come with linvit"),
 }
 """Name of a command: its module, which is imported when the command is run, and its line in the help."""

@@ -124,6 +124,14 @@ def test_converted_models_too(attention: str) -> None:
     assert check(converted(attention), (64, 96)) == {attention}
 
 
+@pytest.mark.parametrize(("kind", "size"), [("timm_swin", (112, 112)), ("timm_pvt_v2", (64, 96))])
+@torch.no_grad()
+def test_models_that_are_converted_in_part(kind: str, size: tuple[int, int]) -> None:
+    name, arguments, _ = SMALL[kind]
+    model = linvit.linearize(build(name, arguments), "focused", stages=(0, 1))
+    assert check(model, size) == {"focused", "window" if kind == "timm_swin" else "softmax"}
+
+
 @torch.no_grad()
 def test_padding_of_timms_swin_gets_its_share() -> None:
     """A window that is partly padding: what its real tokens give to the padding is missing from their rows."""

@@ -44,9 +44,9 @@ def each(layers: list[Layer], check: Callable[[Layer, Tensor], None]) -> None:
 
 def test_attention_of_a_pixel(layers: list[Layer]) -> None:
     def check(layer: Layer, weights: Tensor) -> None:
-        height, width = layer.image_size
+        down, right = layer.strides
         for row, column in ((0, 0), (layer.grid[0] - 1, layer.grid[1] // 2)):
-            x, y = (column + 0.5) * width / layer.grid[1], (row + 0.5) * height / layer.grid[0]
+            x, y = column * right, row * down
             query = layer.prefix + row * layer.grid[1] + column
             expected = layer.as_map(weights[:, query])
             torch.testing.assert_close(attention_of(layer, x, y), expected, **EXACT)
@@ -74,8 +74,7 @@ def test_entropy(layers: list[Layer]) -> None:
 
 def test_distance(layers: list[Layer]) -> None:
     def check(layer: Layer, weights: Tensor) -> None:
-        keys = centres(layer, layer.key_grid)
-        queries = centres(layer, layer.grid)
+        keys, queries = centres(layer.key_grid, layer.key_strides), centres(layer.grid, layer.strides)
         rows = weights[:, layer.prefix :, layer.prefix :]
         rows = rows / rows.sum(-1, keepdim=True)
         expected = (rows * (queries[:, None] - keys).norm(dim=-1)).sum(-1).mean(1)
@@ -84,12 +83,17 @@ def test_distance(layers: list[Layer]) -> None:
     each(layers, check)
 
 
-def centres(layer: Layer, grid: tuple[int, int]) -> Tensor:
-    height, width = layer.image_size
+def centres(grid: tuple[int, int], strides: tuple[float, float]) -> Tensor:
     points = [
-        ((r + 0.5) * height / grid[0], (c + 0.5) * width / grid[1]) for r in range(grid[0]) for c in range(grid[1])
+        ((row + 0.5) * strides[0], (column + 0.5) * strides[1]) for row in range(grid[0]) for column in range(grid[1])
     ]
     return torch.tensor(points, dtype=torch.float64)
+
+
+def test_patches_that_reach_beyond_the_image_keep_their_size() -> None:
+    layers = visit_layers(build("linglo_b0", {}), torch.randn(1, 3, 37, 75).double(), lambda layer: layer)
+    assert [layer.strides for layer in layers] == [(4, 4), (8, 8), (16, 16), (32, 32)]
+    assert [layer.grid for layer in layers] == [(10, 19), (5, 10), (3, 5), (2, 3)]
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -168,6 +172,6 @@ def test_small_images_are_looked_at_more_than_once() -> None:
     assert fine.sum().item() == pytest.approx(1, abs=1e-5)
     moved = torch.nn.functional.pad(image, (0, 2, 0, 2), mode="replicate")[..., 2:, 2:]
     torch.testing.assert_close(fine[2::4, 2::4] * 16, received_map(model, moved, least=1))
-    assert received_map(model, torch.randn(1, 3, 224, 224).double()).shape == (14, 14)
+    assert received_map(model, torch.randn(1, 3, 224, 224).double()).shape == (7, 7)
     with pytest.raises(ValueError, match="no attention layer is called 'nowhere'"):
         received_map(model, image, layer="nowhere")
