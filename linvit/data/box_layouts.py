@@ -10,7 +10,7 @@ from pathlib import Path
 from linvit.data.coco import CocoFile, read_coco
 from linvit.data.image_files import ANNOTATION_FOLDERS, data_root
 from linvit.data.layouts import Found, Layout, find_layout, part_to_evaluate, parts_to_train
-from linvit.data.parts import ALL, below, held_out, normalised, part_named, some, subfolders
+from linvit.data.parts import ALL, below, normalised, part_named, some, split_off, subfolders
 from linvit.data.voc import find_voc, read_voc
 from linvit.data.yolo import find_yolo, read_yolo
 
@@ -146,12 +146,7 @@ def boxes_to_evaluate(root: str | Path, split: str | None = None, share: float =
 
 
 def _split(file: CocoFile, share: float) -> tuple[CocoFile, CocoFile]:
-    chosen = held_out(file.image_paths(), share)
-    if not any(chosen):
-        raise ValueError(
-            f"{file.path} has no held-out part, and none can be split off: it has {len(chosen)} image"
-            f"{'s that are all the same' if len(chosen) > 1 else ''}; give --data.val_annotations, or more images"
-        )
+    chosen = split_off(file.path, file.image_paths(), share, "--data.val_annotations")
     return file.subset(not one for one in chosen), file.subset(chosen)
 
 

@@ -15,7 +15,7 @@ from linvit.data.images import holds_images, images_below
 from linvit.data.layouts import Found, Layout, find_layout, part_to_evaluate, parts_to_train
 from linvit.data.legends import CITYSCAPES, VOC, Legend
 from linvit.data.masks import MaskFiles
-from linvit.data.parts import ALL, PARTS, below, held_out, normalised, only_folder, part_named, some, subfolders
+from linvit.data.parts import ALL, PARTS, below, normalised, only_folder, part_named, some, split_off, subfolders
 from linvit.data.voc import image_lists
 
 __all__ = ["LAYOUTS", "MaskPart", "find_masks", "masks_to_evaluate", "masks_to_train"]
@@ -229,12 +229,7 @@ def masks_to_evaluate(root: str | Path, split: str | None = None, share: float =
 
 
 def _split(part: MaskPart, share: float) -> tuple[MaskPart, MaskPart]:
-    chosen = held_out(part.images, share)
-    if not any(chosen):
-        raise ValueError(
-            f"{part.where} has no held-out part, and none can be split off: it has {len(chosen)} image"
-            f"{'s that are all the same' if len(chosen) > 1 else ''}; give --data.val_images and --data.val_masks"
-        )
+    chosen = split_off(part.where, part.images, share, "--data.val_images and --data.val_masks")
     return part.subset(not one for one in chosen), part.subset(chosen)
 
 

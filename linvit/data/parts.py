@@ -23,6 +23,7 @@ __all__ = [
     "only_folder",
     "part_named",
     "some",
+    "split_off",
     "subfolders",
     "subset_names",
 ]
@@ -168,6 +169,27 @@ def held_out(paths: Sequence[str], share: float, groups: Sequence[int] | None = 
         distinct = sorted(set(found))
         chosen[owner] = set(distinct[: min(max(1, round(share * len(distinct))), len(distinct) - 1)])
     return [key in chosen[owner] for owner, key in zip(owners, prints, strict=True)]
+
+
+def split_off(where: Path, paths: Sequence[str], share: float, advice: str) -> list[bool]:
+    """Choose what to hold out, as :func:`held_out` does.
+
+    Args:
+        where: The data set, for the message.
+        paths: The images.
+        share: Share of the distinct images to hold out.
+        advice: The settings that name a held-out part, for the message.
+
+    Raises:
+        ValueError: There is but one image, or copies of one.
+    """
+    chosen = held_out(paths, share)
+    if not any(chosen):
+        has = "1 image" if len(paths) == 1 else f"{len(paths)} images that are all the same"
+        raise ValueError(
+            f"{where} has no held-out part, and none can be split off: it has {has}; give {advice}, or more images"
+        )
+    return chosen
 
 
 def _print(path: str) -> str:

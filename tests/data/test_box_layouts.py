@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from linvit.data import DetectionData
+from linvit.data import DetectionData, box_layouts, mask_layouts
 from linvit.data.box_layouts import boxes_to_evaluate, boxes_to_train, find_boxes
 from linvit.data.coco import CocoFile, read_coco
 from linvit.data.detection_sets import CocoDetection, eval_detection_set
@@ -490,3 +490,12 @@ def test_polygons_without_area_go_where_whole_ones_are_beside_them(tmp_path: Pat
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="annotation 1: the segmentation is neither polygons nor"):
         read_coco(path).check_masks()
+
+
+def test_documentation_names_what_each_layout_looks_for() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    for page, layouts in (("detection.md", box_layouts.LAYOUTS), ("segmentation.md", mask_layouts.LAYOUTS)):
+        text = (docs / page).read_text(encoding="utf-8")
+        for layout in layouts:
+            for word in re.findall(r"[\w.]{6,}", layout.example):  # folders and files
+                assert word in text, f"{page} says nothing of {word} ({layout.name})"
