@@ -7,10 +7,11 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from linvit.bench.on_device import DeviceTime
 from linvit.bench.run import Measurement
 from linvit.files import save_picture
 
-__all__ = ["plot_accuracy", "plot_resolution"]
+__all__ = ["plot_accuracy", "plot_devices", "plot_resolution"]
 
 
 def plot_accuracy(
@@ -50,6 +51,28 @@ def plot_resolution(measurements: Sequence[Measurement], out_png: Path) -> None:
     axes.set_ylabel("milliseconds for one image")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=8)
+    save_picture(figure, out_png)
+
+
+def plot_devices(times: Sequence[DeviceTime], out_png: Path) -> None:
+    """Draw the latency of each file on each device, with the quartiles as a bar."""
+    files, devices = (list(dict.fromkeys(names)) for names in ([t.file for t in times], [t.device for t in times]))
+    figure, (axes,) = _figure()
+    figure.set_size_inches(7, 1.2 + 0.3 * len(files) * (len(devices) + 1))
+    height = 0.8 / len(devices)
+    for number, device in enumerate(devices):
+        for t in (t for t in times if t.device == device):
+            lower, middle, upper = (1e3 * seconds for seconds in t.latency)
+            place = files.index(t.file) + number * height
+            label = device if t is next(each for each in times if each.device == device) else None
+            spread = [[middle - lower], [upper - middle]]
+            axes.barh(place, middle, height, xerr=spread, color=f"C{number}", ecolor="#374151", label=label)
+            axes.annotate(f"{middle:.1f}", (upper, place), xytext=(4, -3), textcoords="offset points", fontsize=8)
+    axes.set_yticks([index + height * (len(devices) - 1) / 2 for index in range(len(files))], files)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.set_xlabel("milliseconds for one image")
+    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     save_picture(figure, out_png)
 
 

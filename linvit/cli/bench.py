@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from linvit.bench.contenders import RUNTIMES, Contender
+from linvit.bench.on_device import DEVICES, read_results, write_kit
 from linvit.bench.run import Measurement, machine, measure, speed_up
 from linvit.catalogue import PUBLISHED_TOP1
 from linvit.cli.common import Parser, image_size, print_json, print_rows, progress
@@ -20,6 +21,10 @@ FUSED = {"yes": (True,), "no": (False,), "both": (False, True)}
 def run(argv: Sequence[str]) -> int:
     """Run the command; see ``linvit bench --help``."""
     args = _parse(argv)
+    if args.on_device:
+        return _write_kit(args)
+    if args.add:
+        return _show_devices(args)
     contenders = [
         Contender(model, runtime, fused, size, precision, args.channels_last, args.device, args.threads)
         for size, model, runtime, precision, fused in itertools.product(
@@ -63,7 +68,7 @@ def _parse(argv: Sequence[str]) -> Any:
         "linvit bench care_s0 --against efficientvit_b1 --runtime onnxruntime openvino --threads 1",
     )
     help = "registered names (random weights), run folders or checkpoint files, of linvit or timm"
-    parser.add_argument("models", metavar="MODEL", nargs="+", help=help)
+    parser.add_argument("models", metavar="MODEL", nargs="*", help=help)
     parser.add_argument("--against", metavar="PEER", nargs="+", default=[], help="models to compare with")
     parser.add_argument("--runtime", nargs="+", default=["eager"], help=f"{', '.join(RUNTIMES)} (eager)")
     parser.add_argument("--fused", choices=FUSED, default="yes", help="after the exact savings, before, or both (yes)")
@@ -84,7 +89,15 @@ def _parse(argv: Sequence[str]) -> Any:
     parser.add_argument("--top1", nargs="+", default=[], metavar="NAME=PERCENT", help=help)
     parser.add_argument("--out", type=Path, metavar="DIR", help="write results.json and charts here")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    help = f"write a folder (--out) that measures exported files, given as MODEL, on a device: {', '.join(DEVICES)}"
+    parser.add_argument("--on-device", choices=DEVICES, help=help)
+    help = "show what devices measured, the result.json of such folders; with --out as a chart, too"
+    parser.add_argument("--add", type=Path, nargs="+", default=[], metavar="FILE", help=help)
     args = parser.parse_args(argv)
+    if bool(args.models) == bool(args.add):
+        raise ValueError("give models to measure, or --add FILE... with what devices measured")
+    if args.on_device and args.out is None:
+        raise ValueError("--on-device writes a folder: give --out DIR")
     for name in args.runtime:
         if name not in RUNTIMES:
             raise ValueError(f"--runtime must be of {', '.join(RUNTIMES)}, got {name!r}")
@@ -101,6 +114,40 @@ def _parse(argv: Sequence[str]) -> Any:
             raise ValueError(f"--batch-size: a file for {format.title} takes one image; leave it out, or {name}")
     _accuracies(args.top1)
     return args
+
+
+def _write_kit(args: Any) -> int:
+    """Write a folder to take to a device."""
+    files = write_kit(args.on_device, [Path(file) for file in args.models], args.out)
+    if args.json:
+        print_json({"device": args.on_device, "files": [str(file) for file in files]})
+    else:
+        print(f"{len(files)} files in {args.out}: its README.md says what to do on the device")
+    return 0
+
+
+def _show_devices(args: Any) -> int:
+    """Print, and draw, what devices measured."""
+    times = read_results(args.add)
+    if args.out:
+        from linvit.bench.charts import plot_devices
+
+        args.out.mkdir(parents=True, exist_ok=True)
+        with atomic_write(args.out / "devices.json") as temporary:
+            temporary.write_text(json.dumps([asdict(time) for time in times], indent=1))
+        plot_devices(times, args.out / "devices.png")
+    if args.json:
+        print_json([asdict(time) for time in times])
+        return 0
+    rows = []
+    for time in times:
+        low, middle, high = (1e3 * seconds for seconds in time.latency)
+        milliseconds = f"{middle:.2f} ({low:.2f}-{high:.2f})"
+        threads = "-" if time.threads is None else str(time.threads)
+        facts = {"device": time.device, "file": time.file, "runtime": time.runtime, "threads": threads}
+        rows.append(facts | {"ms": milliseconds})
+    print_rows(rows, title="medians (quartiles) for one image, as the devices measured them")
+    return 0
 
 
 def _accuracies(pairs: list[str]) -> dict[str, float]:

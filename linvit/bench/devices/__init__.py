@@ -1,0 +1,1 @@
+"""Scripts that measure on a device without linvit; :mod:`linvit.bench.on_device` hands them out."""
