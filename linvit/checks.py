@@ -1,15 +1,24 @@
 """Checks of settings, and the words of refusals: each names the setting, what it was and what is allowed."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import signature
 
-__all__ = ["did_you_mean", "first_line", "require", "some"]
+__all__ = ["did_you_mean", "first_line", "require", "require_numbers", "some"]
 
 
 def require(holds: bool, name: str, value: object, allowed: str) -> None:
     """Raise a ValueError about a setting unless ``holds``."""
     if not holds:
         raise ValueError(f"{name} must be {allowed}, not {value!r}")
+
+
+def require_numbers(where: str, given: Mapping[str, object], function: Callable[..., object]) -> None:
+    """Raise a ValueError about an argument that is no number, where a function's own default is a fraction."""
+    for name, parameter in signature(function).parameters.items():
+        value = given.get(name, parameter.default)
+        if isinstance(parameter.default, float) and not isinstance(value, int | float | None):
+            raise ValueError(f"{where}: {name} must be a number such as {parameter.default}, not {value!r}")
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "timm names them all") -> str:

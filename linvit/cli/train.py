@@ -32,6 +32,7 @@ from linvit.registry import TASKS
 from linvit.tasks import run_folder as files
 from linvit.tasks.callbacks import EpochLines, KeepBest, LastCheckpoint
 from linvit.tasks.faults import SkipNotFinite, StepSeed
+from linvit.tasks.settings import check_nulls, check_sections, readable, task_in
 
 _DESCRIPTION = """Train a model and keep everything about it in a run folder.
 
@@ -83,7 +84,7 @@ def run(argv: list[str]) -> int:
             if cli.trainer.is_global_zero:
                 _report(cli, seconds)
         except argparse.ArgumentError as error:
-            raise ValueError(_readable(str(error))) from error
+            raise ValueError(readable(str(error))) from error
         except ValueError as error:
             if "compute_fn" in str(error) and isinstance(error.__cause__, ValueError | OSError):
                 raise error.__cause__ from error  # what is wrong with the data, without jsonargparse's words around it
@@ -136,7 +137,9 @@ class TrainCLI(LightningCLI):
         self.is_demo = not (first.config or first.data or first.model) and first.task in (None, "classify")
         if self.is_demo:  # digits of 28 pixels need neither 224 of them nor what is made for 300 epochs
             argv = ["--config", str(recipes.find("demo")), *argv]
-        name = first.task or _task_in(first.config) or "classify"
+        for path in first.config:
+            check_sections(path)
+        name = first.task or task_in(first.config) or "classify"
         if name not in TASKS:
             raise ValueError(f"--task {name!r} is not known; there is {', '.join(TASKS)}")
         self._task = TASKS[name]
@@ -190,6 +193,7 @@ class TrainCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Apply the shortcuts and claim the run folder, before anything takes long."""
+        check_nulls(self.config, dict(zip(("model", "data"), self._task.load_training(), strict=True)))
         if self.config.strict:
             self.config.data.strict = True
         if self.config.resume and self.config.out:
@@ -264,16 +268,6 @@ def _recipes_found(argv: Sequence[str]) -> list[str]:
             found[i] = f"{flag}={recipes.find(name)}"
         elif name:
             found[i + 1] = str(recipes.find(name))
-    return found
-
-
-def _task_in(configs: list[str]) -> Any:
-    """Return the task that the last of the files names; what is wrong with them is found when they are parsed."""
-    found = None
-    for path in configs:
-        with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
-            settings = yaml.safe_load(Path(path).read_text())
-            found = settings.get("task", found) if isinstance(settings, dict) else found
     return found
 
 
@@ -394,18 +388,6 @@ def _quiet() -> Generator[None]:
             ours.removeHandler(handler)
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
-
-
-def _readable(message: str) -> str:
-    """Make one plain line of what jsonargparse says about an argument."""
-    message = " ".join(message.split())
-    message = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message).replace("typing.", "")
-    message = re.sub(
-        r"Does not validate .* Subtypes: (\[.*\]) Errors: .* Given value: ", r"Expected one of \1. Got value: ", message
-    )
-    message = re.sub(r"\ba Literal(\[.*?\])", r"one of \1", message)
-    message = re.sub(r'^Parser key "([^"]+)":', r"--\1:", message)
-    return f"{message} (see linvit train --help)" if message.startswith("unrecognized") else message
 
 
 def _listed(value: Any) -> list[Any]:

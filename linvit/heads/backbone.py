@@ -9,7 +9,7 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linvit.checks import did_you_mean
+from linvit.checks import did_you_mean, require_numbers
 from linvit.linearization import Described, rebuild
 from linvit.weights import prepare_state_dict, read_state_dict
 from linvit.weights.description import CONFIG_NAME, read_description
@@ -94,6 +94,7 @@ def _create(name: str, args: dict[str, Any], pretrained: bool) -> Any:
     try:
         create = create_pretrained if pretrained else timm.create_model
         model = create(name, num_classes=0, **args)
+        require_numbers(f"backbone_args of {name}", args, type(model))
     except TypeError as error:
         raise ValueError(f"backbone {name} cannot be built with {args}: {error}") from error
     if not hasattr(model, "forward_intermediates"):

@@ -222,6 +222,17 @@ def test_predict_gives_boxes_in_json_tables_and_pictures(
     pictures = sorted((tmp_path / "seen").iterdir())
     assert [path.name for path in pictures] == ["0001_0.png", "0002_1.png", "0003_2.png"]
     assert Image.open(pictures[0]).size == (512, 512)  # enlarged, so that its labels can be read
+    files = ("--results", tmp_path / "found.json", "--csv", tmp_path / "found.csv")
+    assert linvit_command("predict", finder, cells / "val", "--min-score", "0", *files).code == 0
+    results = json.loads((tmp_path / "found.json").read_text())
+    assert {each["image_id"] for each in results} == {1, 2, 3}
+    first = [each for each in results if each["image_id"] == 2]
+    assert [each["bbox"] for each in first] == [each["bbox"] for each in record["detections"]]
+    assert {each["category_id"] for each in results} <= {1, 2}
+    with (tmp_path / "found.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(results)
+    assert float(rows[0]["left"]) == pytest.approx(results[0]["bbox"][0], abs=0.01)
     (nothing,) = linvit_command("predict", finder, image, "--json", "--min-score", "1").json
     assert nothing["detections"] == []
     assert len(linvit_command("predict", finder, "digit-scenes", "--json").json) == 12

@@ -1,10 +1,16 @@
 """linvit predict: files, folders and patterns in; a table, JSON or pictures out."""
 
+import csv
+
 import pytest
+import torch
 from PIL import Image
 
 import linvit
+from linvit.data.images import UnreadableImage
+from linvit.inference.base import Predictor, Prepared
 from linvit.inference.classification import ClassificationPredictor
+from linvit.inference.stream import predict_all
 from tests.conftest import CLASSES
 
 
@@ -88,3 +94,69 @@ def test_errors_are_one_line(linvit_command, run_folder, args, message):
     assert said.code == 2
     assert message in said.err
     assert said.err.count("\n") == 1
+
+
+def test_csv_holds_a_row_for_each_image_and_nothing_is_printed(linvit_command, run_folder, photos, tmp_path):
+    said = linvit_command("predict", run_folder, photos, "--csv", tmp_path / "new" / "found.csv", "--top", "2")
+    assert said.out == f"results in {tmp_path / 'new' / 'found.csv'}\n"
+    with (tmp_path / "new" / "found.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    records = linvit_command("predict", run_folder, photos, "--json").json
+    assert [row["image"] for row in rows] == [record["image"] for record in records]
+    assert list(rows[0]) == ["image", "class_1", "probability_1", "class_2", "probability_2"]
+    for row, record in zip(rows, records, strict=True):
+        assert row["class_1"] == record["top"][0]["class"]
+        assert float(row["probability_2"]) == pytest.approx(record["top"][1]["probability"], rel=1e-5)
+
+
+class Sizes(Predictor):
+    """Sees images in their own size, and says how many it saw together."""
+
+    batch_size = 4
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def prepare(self, image):
+        return Prepared(torch.zeros(3, image.height, image.width), (image.height, image.width))
+
+    def predict_batch(self, images):
+        assert len({each.key for each in images}) == 1
+        self.batches.append(len(images))
+        return [each.size for each in images]
+
+    def examples(self): ...
+    def load(self, *args, **kwargs): ...
+    def _outputs(self, images, size): ...
+    def _counts(self, loader): ...
+
+
+@pytest.mark.parametrize("sizes", [[(5, 7)] * 10, [(5, 7), (9, 9)] * 9, [(i + 1, 3) for i in range(30)]])
+def test_images_come_back_in_order_in_batches_of_one_size(sizes):
+    predictor = Sizes()
+    read = []
+
+    def sources():
+        for i, (height, width) in enumerate(sizes):
+            read.append(i)
+            yield str(i), Image.new("RGB", (width, height))
+
+    given = 0
+    for (name, _), found in predict_all(predictor, sources(), workers=3):
+        assert (name, found) == (str(given), sizes[given])
+        given += 1
+        assert len(read) - given <= 5 * predictor.batch_size, "little is in memory at a time"
+    assert given == len(sizes)
+    assert max(predictor.batches) <= 4
+    if len(set(sizes)) < 3:
+        assert max(predictor.batches) == 4
+
+
+def test_an_unreadable_image_is_told_or_raised(photos):
+    paths = sorted((photos / "val" / "cat").iterdir())
+    told = []
+    found = list(predict_all(Sizes(), paths, passed_over=told.append))
+    assert [source.name for source, prediction in found if prediction is None] == ["broken.jpg"]
+    assert [error.path for error in told] == [str(photos / "val" / "cat" / "broken.jpg")]
+    with pytest.raises(UnreadableImage):
+        list(predict_all(Sizes(), paths))
