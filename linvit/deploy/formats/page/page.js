@@ -264,13 +264,14 @@ function draw() {
   context.scale(view.width / image.width, view.height / image.height);
   if (outputs.looks) {
     const [, rows, columns] = outputs.looks.dims;
-    const top = Math.max(...outputs.looks.data);
+    const [least, most] = [Math.min(...outputs.looks.data), Math.max(...outputs.looks.data)];
+    const strength = (x) => (200 * (x - least)) / (most - least || 1);
     context.fillStyle = "#0006";
     context.fillRect(0, 0, image.width, image.height);
     context.beginPath();
     context.rect(seen.left, seen.top, seen.width, seen.height);
     context.clip();
-    overlay(context, outputs.looks.data, rows, columns, (x) => [255, 160, 0, 200 * Math.max(0, x / top)], true, seen);
+    overlay(context, outputs.looks.data, rows, columns, (x) => [255, 160, 0, strength(x)], true, seen);
   } else if (classMap) {
     const [, , rows, columns] = outputs.logits.dims;
     overlay(context, classMap, rows, columns, (index) => [...rgb(colourOf(index)), 130], false, seen);
