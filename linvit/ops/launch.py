@@ -14,6 +14,7 @@ __all__ = [
     "alike",
     "launch",
     "layout",
+    "pool_tile",
     "power_of_two",
     "precision",
     "shares",
@@ -35,10 +36,8 @@ def accumulator(dtype: torch.dtype) -> tuple[torch.dtype, tl.dtype]:
 
 def precision(dtype: torch.dtype, hip: bool = torch.version.hip is not None) -> str:
     """Return how tensor cores multiply float32 numbers: at least as exactly as the input type keeps them."""
-    if dtype == torch.float64:
+    if dtype == torch.float64 or hip:  # AMD's matrix cores take float32
         return "ieee"
-    if hip:
-        return "bf16x3" if dtype == torch.bfloat16 else "bf16x6"
     return "tf32" if dtype == torch.bfloat16 else "tf32x3"
 
 
@@ -62,20 +61,28 @@ def unsupported(x: Tensor, *head_sizes: int) -> None:
         raise ValueError(f"backend 'triton' takes heads of up to {MAX_HEAD_SIZE} channels, got {max(head_sizes)}")
 
 
-def tile(d: int, e: int, kernel: str, dtype: torch.dtype) -> dict[str, int]:
+def tile(d: int, e: int, kernel: str, dtype: torch.dtype, hip: bool = torch.version.hip is not None) -> dict[str, int]:
     """Return a kernel's padded head size, columns of values and tokens at a time, slices of the values, and warps.
 
     Chosen so that every configuration fits into registers, on processors of 64 Ki of them and 164 KiB of shared memory.
     """
     DP, EP = max(16, power_of_two(d)), max(16, power_of_two(e))
+    widest, backward, heavy = max(DP, EP), kernel.endswith(("_backward", "_gradient")), kernel == "query_backward"
+    if hip:
+        EP = min(EP, 16 if widest == 128 and backward else 32)
+        BN = 16 if backward and widest > 32 else 32
+        return {"DP": DP, "EP": EP, "SLICES": triton.cdiv(e, EP), "BN": BN, "num_warps": 4}
     exact = dtype != torch.bfloat16  # three products of tensor cores instead of one, with as many operands
-    heavy = kernel == "query_backward"
     EP = min(EP, 32 if heavy and exact else 16 if exact and DP == 128 else 32 if DP == 128 else 64)
-    backward = kernel.endswith(("_backward", "_gradient"))
-    narrow = exact and ((heavy and max(DP, EP) > 32) or (kernel == "key_backward" and DP == 128))
-    BN = 16 if narrow else 32 if exact or backward or max(DP, EP) > 32 else 64
-    warps = 8 if max(DP, EP) > 32 or (exact and heavy) else 4
+    narrow = exact and ((heavy and widest > 32) or (kernel == "key_backward" and DP == 128))
+    BN = 16 if narrow else 32 if exact or backward or widest > 32 else 64
+    warps = 8 if widest > 32 or (exact and heavy) else 4
     return {"DP": DP, "EP": EP, "SLICES": triton.cdiv(e, EP), "BN": BN, "num_warps": warps}
+
+
+def pool_tile(e: int) -> dict[str, int]:
+    """Return the same of the kernels of key-only pooling."""
+    return {"E": e, "EP": max(16, power_of_two(e)), "BN": 32 if e > 64 else 64, "num_warps": 4}
 
 
 def layout(x: Tensor) -> tuple[int, int]:

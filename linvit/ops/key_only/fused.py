@@ -8,18 +8,18 @@ from torch import Tensor
 
 from linvit.ops.heads import merge_heads, split_heads
 from linvit.ops.key_only import kernels
-from linvit.ops.launch import accumulator, alike, launch, power_of_two, shares, strides, unsupported
+from linvit.ops.launch import accumulator, alike, launch, pool_tile, shares, strides, unsupported
 
 __all__ = ["global_context", "local_context"]
 
 
 def _arguments(saliency: Tensor, v: Tensor, **strided: Tensor) -> dict[str, Any]:
     """Return what all kernels take; ``v`` and others are ``[B, h, N, d]``."""
-    E, BN = v.shape[3], 64
     s_b, s_n, s_h = saliency.stride()
     return {
         **{"s": saliency, "s_b": s_b, "s_n": s_n, "s_h": s_h, "v": v, "tokens": v.shape[2], "heads": v.shape[1]},
-        **{"E": E, "EP": max(16, power_of_two(E)), "BN": BN, "ACC": accumulator(v.dtype)[1], "num_warps": 4},
+        **pool_tile(v.shape[3]),
+        **{"ACC": accumulator(v.dtype)[1]},
         **strided,
         **strides(v=v, **strided),
     }
