@@ -20,6 +20,7 @@ os.environ["TRITON_INTERPRET"] = "0"  # before Triton is imported
 import torch
 import triton
 import triton.language as tl
+from kernel_tables import binaries_table
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -69,7 +70,7 @@ def resources(operator: str, kernel: Any, dtype: torch.dtype, size: int, layout:
     if operator == "key-only":
         chosen = pool_tile(size)
     else:
-        chosen = tile(size, size, kernel.__name__, dtype, hip)
+        chosen = tile(size, size, kernel.__name__, dtype, operator == "focused", hip)
     warps = chosen.pop("num_warps")
     features = {"linear": "elu1", "focused": "focus"}.get(operator)
     constants = {"D": size, "E": size, "FEATURES": features, "EPS": 1e-6, "POWER": 3.0, "ACC": tl.float32}
@@ -124,23 +125,6 @@ def _read_cubin(binary: bytes) -> tuple[int, int]:
     return int(registers), int(stack) + int(local)
 
 
-def table(records: list[dict[str, Any]]) -> str:
-    """Return, as Markdown, the extremes over head sizes and layouts of every kernel."""
-    lines = ["| operator | kernel | type | registers | shared KiB | occupancy |", "|---|---|---|---|---|---|"]
-    groups: dict[tuple, list[dict]] = {}
-    for record in records:
-        groups.setdefault((record["operator"], record["kernel"], record["type"]), []).append(record)
-    for (operator, kernel, kind), group in groups.items():
-
-        def span(name: str, scale: float = 1, form: str = ".0f", group: list = group) -> str:
-            values = [record[name] * scale for record in group]
-            return f"{min(values):{form}} to {max(values):{form}}"
-
-        columns = [span("registers"), span("shared_bytes", 1 / 1024), span("occupancy", 100) + " %"]
-        lines.append(f"| {operator} | `{kernel}` | {kind} | {' | '.join(columns)} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Compile all, print the table and write the records."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -159,7 +143,7 @@ def main() -> None:
                 print("does not fit:", records[-1], flush=True)
         if options.out:
             options.out.write_text(json.dumps({"triton": triton.__version__, "records": records}, indent=1) + "\n")
-    print(table(records))
+    print(binaries_table(records))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 
 import numpy as np
 import torch
+from kernel_tables import counts_table
 from torch import Tensor
 from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -215,24 +216,6 @@ def measure(name: str, dtype: torch.dtype) -> list[dict[str, Any]]:
     ]
 
 
-def table(records: list[dict[str, Any]]) -> str:
-    """Return bytes of a token and operations of a byte, as Markdown."""
-    lines = [
-        "| operator | type | direction | floor | kernels | asked of caches | eager | eager / kernels | launches |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for r in records:
-        tokens = r["tokens"]
-        values = [r["floor"]["bytes"], r["fused"]["bytes"], r["fused"]["requested"], r["eager"]["bytes"]]
-        cells = [f"{value / tokens:,.0f}" for value in values]
-        ratio = r["eager"]["bytes"] / r["fused"]["bytes"]
-        launches = f"{r['fused']['launches']} / {r['eager']['launches']}"
-        lines.append(
-            f"| {r['operator']} | {r['type']} | {r['direction']} | {' | '.join(cells)} | {ratio:.1f} | {launches} |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Count all, print the table and write the records."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -240,7 +223,7 @@ def main() -> None:
     options = parser.parse_args()
     names = list(operators(torch.float32))
     records = [r for dtype in (torch.bfloat16, torch.float32) for name in names for r in measure(name, dtype)]
-    print(table(records))
+    print(counts_table(records))
     if options.out:
         options.out.write_text(
             json.dumps({"batch": B, "heads": H, "head_size": D, "records": records}, indent=1) + "\n"

@@ -4,7 +4,7 @@ Each operator is a reference that reads like its formula and, beside it, the fas
 them need of symbolic tracing, autocast and the choice between the two is in :mod:`linvit.ops.dispatch`.
 """
 
-from linvit.ops.dispatch import BACKENDS
+from linvit.ops.dispatch import BACKENDS, use_backend
 from linvit.ops.feature_maps import elu_plus_one, focus, focus_reference, relu
 from linvit.ops.focused import focus_folded, focused_linear_attention, focused_linear_attention_reference
 from linvit.ops.key_only import (
@@ -46,6 +46,7 @@ __all__ = [
     "positions_on_grid",
     "relu",
     "resize_positions",
+    "use_backend",
     "window_attention",
     "window_attention_reference",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["kernels_agree"]
+__all__ = ["TOLERANCES", "kernels_agree", "largest_error"]
 
 TOLERANCES = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 1e-4}
 """Of the largest error of an output or a gradient, relative to its largest entry; auto uses no kernels for others."""
@@ -34,7 +34,7 @@ def kernels_agree(name: str, device: str, dtype: torch.dtype, settings: tuple[st
 @functools.cache
 def _agree(name: str, device: str, dtype: torch.dtype, settings: tuple[str | float, ...]) -> bool:
     try:
-        error = _largest_error(name, device, dtype, settings)
+        error = largest_error(name, device, dtype, settings)
     except Exception as problem:  # whatever a compiler or a driver may raise, the fast version works
         reason = f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}"
     else:
@@ -45,7 +45,8 @@ def _agree(name: str, device: str, dtype: torch.dtype, settings: tuple[str | flo
     return False
 
 
-def _largest_error(name: str, device: str, dtype: torch.dtype, settings: tuple[str | float, ...]) -> float:
+def largest_error(name: str, device: str, dtype: torch.dtype, settings: tuple[str | float, ...]) -> float:
+    """Return the largest error of the kernels' output and gradients on a small case, relative to the largest entry."""
     operators: Any = importlib.import_module("linvit.ops")
     shapes, call = _case(name, settings)
     generator = torch.Generator().manual_seed(0)

@@ -12,13 +12,14 @@ one of its fast version and gives it what no call site then has to think of:
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 import torch.fx
 
-__all__ = ["BACKENDS", "ENVIRONMENT_VARIABLE", "operator"]
+__all__ = ["BACKENDS", "ENVIRONMENT_VARIABLE", "operator", "use_backend"]
 
 BACKENDS = ("auto", "reference", "torch", "triton")
 ENVIRONMENT_VARIABLE = "LINVIT_KERNELS"
@@ -80,6 +81,23 @@ def operator(
         return call  # type: ignore[return-value]
 
     return decorate
+
+
+@contextmanager
+def use_backend(backend: str) -> Iterator[None]:
+    """Make a backend what "auto" means inside, in place of what ``LINVIT_KERNELS`` says.
+
+    Raises:
+        ValueError: There is no such backend.
+    """
+    global _default_backend
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    before, _default_backend = _default_backend, backend
+    try:
+        yield
+    finally:
+        _default_backend = before
 
 
 def _named(backend: str) -> str:

@@ -61,7 +61,9 @@ def unsupported(x: Tensor, *head_sizes: int) -> None:
         raise ValueError(f"backend 'triton' takes heads of up to {MAX_HEAD_SIZE} channels, got {max(head_sizes)}")
 
 
-def tile(d: int, e: int, kernel: str, dtype: torch.dtype, hip: bool = torch.version.hip is not None) -> dict[str, int]:
+def tile(
+    d: int, e: int, kernel: str, dtype: torch.dtype, focus: bool = False, hip: bool = torch.version.hip is not None
+) -> dict[str, int]:
     """Return a kernel's padded head size, columns of values and tokens at a time, slices of the values, and warps.
 
     Chosen so that every configuration fits into registers, on processors of 64 Ki of them and 164 KiB of shared memory.
@@ -73,8 +75,9 @@ def tile(d: int, e: int, kernel: str, dtype: torch.dtype, hip: bool = torch.vers
         BN = 16 if backward and widest > 32 else 32
         return {"DP": DP, "EP": EP, "SLICES": triton.cdiv(e, EP), "BN": BN, "num_warps": 4}
     exact = dtype != torch.bfloat16  # three products of tensor cores instead of one, with as many operands
-    EP = min(EP, 32 if heavy and exact else 16 if exact and DP == 128 else 32 if DP == 128 else 64)
-    narrow = exact and ((heavy and widest > 32) or (kernel == "key_backward" and DP == 128))
+    wide = DP == 128
+    EP = min(EP, (32 if heavy and (focus or not wide) else 16 if wide else 64) if exact else 32 if wide else 64)
+    narrow = exact and ((heavy and widest > 32) or (kernel == "key_backward" and wide))
     BN = 16 if narrow else 32 if exact or backward or widest > 32 else 64
     warps = 8 if widest > 32 or (exact and heavy) else 4
     return {"DP": DP, "EP": EP, "SLICES": triton.cdiv(e, EP), "BN": BN, "num_warps": warps}
@@ -82,7 +85,7 @@ def tile(d: int, e: int, kernel: str, dtype: torch.dtype, hip: bool = torch.vers
 
 def pool_tile(e: int) -> dict[str, int]:
     """Return the same of the kernels of key-only pooling."""
-    return {"E": e, "EP": max(16, power_of_two(e)), "BN": 32 if e > 64 else 64, "num_warps": 4}
+    return {"E": e, "EP": max(16, power_of_two(e)), "BN": 64 if e <= 32 else 32 if e <= 64 else 16, "num_warps": 4}
 
 
 def layout(x: Tensor) -> tuple[int, int]:

@@ -53,7 +53,7 @@ every_operator = pytest.mark.parametrize("name", CALLS)
 
 def test_every_operator_is_tried_here():
     public = {name for name in ops.__all__ if callable(getattr(ops, name)) and not name.endswith("_reference")}
-    assert public - {"accumulation_dtype"} == set(CALLS)
+    assert public - {"accumulation_dtype", "use_backend"} == set(CALLS)
 
 
 @every_operator
@@ -99,11 +99,23 @@ def test_backends_agree(name):
     torch.testing.assert_close(function(*arguments, backend="reference"), function(*arguments, backend="torch"))
 
 
+def test_a_backend_for_a_while():
+    with ops.use_backend("reference"):
+        double = [x.double() for x in heads]
+        assert torch.equal(ops.linear_attention(*double), ops.linear_attention_reference(*double))
+        assert torch.equal(
+            ops.linear_attention(*double, backend="torch"), ops.linear_attention(*double, 1e-6, None, "torch")
+        )
+    assert torch.equal(ops.linear_attention(*double), ops.linear_attention(*double, backend="torch"))
+
+
 def test_wrong_backends_are_named():
     with pytest.raises(ValueError, match="backend must be one of auto, reference, torch, triton, got 'cuda'"):
         ops.linear_attention(*heads, backend="cuda")
     with pytest.raises(ValueError, match="window_attention has no kernels"):
         ops.window_attention(*CALLS["window_attention"], backend="triton")
+    with pytest.raises(ValueError, match="got 'fast'"), ops.use_backend("fast"):
+        pass
     code = "import torch, linvit.ops as ops; ops.linear_attention(*torch.rand(3, 1, 1, 2, 2).unbind())"
     environment = os.environ | {"LINVIT_KERNELS": "fast"}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)

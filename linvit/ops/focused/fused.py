@@ -18,7 +18,7 @@ def _measure(call: Call, x: Tensor, gain: Tensor, positions: Tensor | None = Non
     """Return the largest feature of every token, and the norms that focus needs, ``[B, 3, N]``."""
     tokens = x.shape[2]
     stats = torch.empty(call.batch, 3, tokens, dtype=call.dtype, device=call.device)
-    constants = tile(call.d, call.e, "measure", call.input_type)
+    constants = tile(call.d, call.e, "measure", call.input_type, focus=True)
     programs, share = shares(tokens, call.batch, constants["BN"], call.device)
     arguments = {"tokens": tokens, "share": share, "heads": call.heads, "POSITIONS": positions is not None}
     tensors = {"x": x, "positions": x if positions is None else positions, "gain": gain, "stats": stats}

@@ -27,7 +27,7 @@ class Call:
 
     def grid(self, tokens: int, kernel: str) -> tuple[tuple[int, int, int], dict[str, Any]]:
         """Return the grid of a kernel, and the arguments that follow from it."""
-        constants = tile(self.d, self.e, kernel, self.input_type)
+        constants = tile(self.d, self.e, kernel, self.input_type, self.constants["FEATURES"] == "focus")
         parts = self.heads * (constants["SLICES"] if kernel in ("summarise", "query_backward") else 1)
         programs, share = shares(tokens, self.batch * parts, constants["BN"], self.device)
         return (programs, self.batch, parts), {"tokens": tokens, "share": share, "heads": self.heads} | constants
