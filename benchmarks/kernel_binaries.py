@@ -3,11 +3,11 @@
     python benchmarks/kernel_binaries.py --out benchmarks/kernel_binaries.json
 
 Registers, spilled bytes and shared memory are read off the binaries (by NVIDIA's cuobjdump, which Triton brings along,
-and from the metadata in AMD's assembly); the occupancy follows from them. Takes about 20 minutes on one core.
+and from the metadata in AMD's assembly); the occupancy follows from them. Takes about 20 minutes on one core, and goes
+on where it was stopped.
 """
 
 import argparse
-import json
 import os
 import re
 import subprocess
@@ -20,10 +20,10 @@ os.environ["TRITON_INTERPRET"] = "0"  # before Triton is imported
 import torch
 import triton
 import triton.language as tl
-from kernel_tables import binaries_table
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from linvit.bench.records import Record
 from linvit.ops.focused import kernels as focused
 from linvit.ops.key_only import kernels as key_only
 from linvit.ops.launch import pool_tile, precision, tile
@@ -55,8 +55,8 @@ def configurations() -> list[tuple[str, Any, torch.dtype, int, int]]:
     """Return operator, kernel, type, head size and layout (0 tokens of channels, 1 channels of tokens) of all."""
     return [
         (operator, kernel, dtype, size, layout)
-        for operator, kernels in OPERATORS.items()
         for dtype in TYPES
+        for operator, kernels in OPERATORS.items()
         for size in HEAD_SIZES
         for layout in ((0, 1) if operator == "linear" else (0,))
         for kernel in kernels
@@ -106,8 +106,6 @@ def resources(operator: str, kernel: Any, dtype: torch.dtype, size: int, layout:
         warps_of_all // warps,
     )
     return {
-        **{"operator": operator, "kernel": kernel.__name__, "type": TYPES[dtype], "head_size": size},
-        **{"layout": ("channels last", "channels first")[layout], "target": target},
         **{"registers": registers, "spilled_bytes": spilled, "shared_bytes": shared, "warps": warps},
         **{"fits": shared <= shared_of_block * 1024, "occupancy": round(blocks * warps / warps_of_all, 3)},
     }
@@ -126,24 +124,25 @@ def _read_cubin(binary: bytes) -> tuple[int, int]:
 
 
 def main() -> None:
-    """Compile all, print the table and write the records."""
+    """Compile all, print what does not fit, and write the records."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="keep the records here, as JSON")
     parser.add_argument("--target", choices=TARGETS, nargs="+", default=list(TARGETS))
-    parser.add_argument("--quick", action="store_true", help="one type and head size")
+    parser.add_argument("--quick", action="store_true", help="one type, head size and layout")
     options = parser.parse_args()
     chosen = configurations()
     if options.quick:
         chosen = [c for c in chosen if c[2] is torch.bfloat16 and c[3] == 32 and c[4] == 0]
-    records = []
+    record = Record.resume(options.out, "binaries of the kernels", {"triton": triton.__version__})
     for target in options.target:
-        for configuration in chosen:
-            records.append(resources(*configuration, target))
-            if not records[-1]["fits"] or records[-1]["spilled_bytes"]:
-                print("does not fit:", records[-1], flush=True)
-        if options.out:
-            options.out.write_text(json.dumps({"triton": triton.__version__, "records": records}, indent=1) + "\n")
-    print(binaries_table(records))
+        for operator, kernel, dtype, size, layout in chosen:
+            of = {"operator": operator, "kernel": kernel.__name__, "type": TYPES[dtype], "head_size": size}
+            of |= {"layout": ("channels last", "channels first")[layout], "target": target}
+            if record.get(**of) is None:
+                record.add(of, resources(operator, kernel, dtype, size, layout, target))
+            needs = record.get(**of)
+            if needs and (needs["spilled_bytes"] or not needs["fits"]):
+                print("does not fit:", of, needs, flush=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ once. A program takes all tokens of a head here, as it nearly does on a GPU whos
 """
 
 import argparse
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,6 @@ os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 
 import numpy as np
 import torch
-from kernel_tables import counts_table
 from torch import Tensor
 from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -31,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from triton.runtime import interpreter
 
 from linvit import ops
+from linvit.bench.records import Record
 from linvit.ops.focused import fused as focused
 from linvit.ops.key_only import fused as key_only
 from linvit.ops.linear import fused as linear
@@ -197,7 +196,7 @@ def operators(dtype: torch.dtype) -> dict[str, tuple[Callable[..., Tensor], list
     }
 
 
-def measure(name: str, dtype: torch.dtype) -> list[dict[str, Any]]:
+def measure(name: str, dtype: torch.dtype) -> dict[str, dict[str, dict[str, int]]]:
     """Count an operator, forward and backward, in all three ways."""
     call, inputs = operators(dtype)[name]
     inputs = [x.detach().requires_grad_() for x in inputs]
@@ -209,25 +208,27 @@ def measure(name: str, dtype: torch.dtype) -> list[dict[str, Any]]:
         counts["backward"][way] = counter(lambda o=output, t=target: torch.autograd.grad(o, inputs, t))
     counts["forward"]["floor"] = floor(inputs, [output])
     counts["backward"]["floor"] = floor([*inputs, target], inputs)
-    return [
-        {"operator": name, "type": str(dtype).removeprefix("torch."), "direction": direction, "tokens": TOKENS}
-        | {way: asdict(count) for way, count in ways.items()}
-        for direction, ways in counts.items()
-    ]
+    return {direction: {way: asdict(count) for way, count in ways.items()} for direction, ways in counts.items()}
 
 
 def main() -> None:
-    """Count all, print the table and write the records."""
+    """Count all and write the records."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="keep the counts here, as JSON")
     options = parser.parse_args()
-    names = list(operators(torch.float32))
-    records = [r for dtype in (torch.bfloat16, torch.float32) for name in names for r in measure(name, dtype)]
-    print(counts_table(records))
-    if options.out:
-        options.out.write_text(
-            json.dumps({"batch": B, "heads": H, "head_size": D, "records": records}, indent=1) + "\n"
-        )
+    record = Record.resume(
+        options.out, "bytes and operations of attention", {"batch": B, "heads": H, "head_size": D, "tokens": TOKENS}
+    )
+    for dtype in (torch.bfloat16, torch.float32):
+        for name in operators(torch.float32):
+            kind = str(dtype).removeprefix("torch.")
+            if record.get(operator=name, type=kind, direction="backward") is None:
+                for direction, ways in measure(name, dtype).items():
+                    record.add({"operator": name, "type": kind, "direction": direction}, ways)
+            for direction in ("forward", "backward"):
+                ways = record.get(operator=name, type=kind, direction=direction) or {}
+                moved = {way: f"{count['bytes'] / TOKENS:,.0f}" for way, count in ways.items()}
+                print(f"{name}, {kind}, {direction}, bytes a token: {moved}", flush=True)
 
 
 if __name__ == "__main__":

@@ -284,6 +284,41 @@ def evidence_linglo() -> str:
     return markdown(evidence.HEAD, evidence.linglo())
 
 
+def kernel_counts() -> str:
+    found = record("kernel_counts")
+    rows = []
+    for cell in found.cells:
+        tokens, raw = found.settings["tokens"], cell.raw
+        moved = [raw["floor"]["bytes"], raw["fused"]["bytes"], raw["fused"]["requested"], raw["eager"]["bytes"]]
+        ratio = raw["eager"]["bytes"] / raw["fused"]["bytes"]
+        launches = f"{raw['fused']['launches']}, {raw['eager']['launches']}"
+        numbers = [f"{value / tokens:,.0f}" for value in moved]
+        rows.append([cell.of["operator"], cell.of["type"], cell.of["direction"], *numbers, f"{ratio:.1f}", launches])
+    ways = ["floor", "kernels", "asked of caches", "eager", "eager / kernels", "launches of both"]
+    return markdown(["operator", "type", "direction", *ways], rows)
+
+
+def kernel_binaries() -> str:
+    found = record("kernel_binaries")
+    rows = []
+    for target in values("kernel_binaries", "target"):
+        for operator in values("kernel_binaries", "operator"):
+            for kernel in values("kernel_binaries", "kernel"):
+                raw = [cell.raw for cell in found.select(target=target, operator=operator, kernel=kernel)]
+                if not raw:
+                    continue
+
+                def span(name: str, scale: float = 1, raw: list[dict[str, Any]] = raw) -> str:
+                    least, most = (round(end(one[name] for one in raw) * scale) for end in (min, max))
+                    return f"{least} to {most}"
+
+                spilled = max(one["spilled_bytes"] for one in raw)
+                shared, occupancy = span("shared_bytes", 1 / 1024), span("occupancy", 100)
+                rows.append([target, operator, f"`{kernel}`", len(raw), span("registers"), spilled, shared, occupancy])
+    head = ["processor", "operator", "kernel", "binaries", "registers", "spilled", "shared, KiB", "occupancy, %"]
+    return markdown(head, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
@@ -301,6 +336,8 @@ TABLES: dict[str, Callable[[], str]] = {
         export_formats,
         families,
         flatten_speed,
+        kernel_binaries,
+        kernel_counts,
         key_only_cost,
         linearize_recovery,
         linglo_choice,

@@ -85,7 +85,8 @@ def tile(
 
 def pool_tile(e: int) -> dict[str, int]:
     """Return the same of the kernels of key-only pooling."""
-    return {"E": e, "EP": max(16, power_of_two(e)), "BN": 64 if e <= 32 else 32 if e <= 64 else 16, "num_warps": 4}
+    BN = 64 if e <= 32 else 32 if e <= 64 else 16
+    return {"E": e, "EP": max(16, power_of_two(e)), "BN": BN, "num_warps": 4 if e <= 32 else 8}
 
 
 def layout(x: Tensor) -> tuple[int, int]:
