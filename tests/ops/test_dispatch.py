@@ -34,6 +34,7 @@ CALLS = {
     "key_saliency": (tokens[0], torch.randn(12, 12), torch.randn(12), 3),
     "linear_attention": heads,
     "local_context": (torch.randn(2, 6, 3), tokens[0], [2, 3], 3),
+    "local_context_by_heads": (torch.randn(2, 6, 3), tokens[0], [2, 3], 3),
     "modulate": (tokens[0], tokens[1][:, :1]),
     "positions_on_grid": (tokens[0][:1], [2, 3], [4, 5], 21, 1),
     "relu": tokens[:1],
