@@ -15,7 +15,7 @@ import timm
 import torch
 from huggingface_hub import hf_hub_download
 from safetensors.torch import save
-from timm.data import ImageNetInfo
+from timm.data import ImageNetInfo, resolve_model_data_config
 from timm.models import adapt_input_conv
 from timm.models._hub import save_config_for_hf
 from torch import nn
@@ -26,7 +26,7 @@ from linvit.files import atomic_write
 from linvit.heads import DenseModel, build
 from linvit.linearization import Described, describe, rebuild
 from linvit.models import list_models
-from linvit.weights import SUFFIXES, as_tuple, compare, prepare_state_dict, read_state_dict
+from linvit.weights import SUFFIXES, Fit, as_tuple, compare, prepare_state_dict, read_state_dict
 from linvit.weights.description import CONFIG_NAME, read_description
 from linvit.weights.hub import WEIGHTS_FILES, check_reachable, create_pretrained
 from linvit.weights.packaged import PACKAGED, load_packaged
@@ -210,17 +210,17 @@ def _model_for(path: Path) -> nn.Module:
     """Build the linvit model whose tensors are those of the file, and load them."""
     state_dict = read_state_dict(path)
     problems = {}
-    found: dict[bool, tuple[str, int | None]] = {}  # by whether tables would have to be resized
+    found: dict[bool, tuple[str, Fit]] = {}  # by whether tables would have to be resized
     for name in list_models():
         with torch.device("meta"), _Unfilled():
             candidate = timm.create_model(name)
         fit = compare(state_dict, candidate)
         if not fit.problems:
-            found.setdefault(fit.resized, (name, fit.classes))
+            found.setdefault(fit.resized, (name, fit))
         problems[name] = len(fit.missing) + len(fit.unexpected) + len(fit.reshaped)
     if found:
-        name, classes = found.get(False) or found[True]
-        model = timm.create_model(name, num_classes=classes)
+        name, fit = found.get(False) or found[True]
+        model = timm.create_model(name, num_classes=fit.classes, in_chans=fit.in_chans or 3)
         _load_state_dict(model, state_dict)
         return model
     nearest = min(problems, key=problems.__getitem__)
@@ -234,8 +234,8 @@ def save_model(
     model: nn.Module,
     folder: str | Path,
     *,
-    classes: Sequence[str],
-    input_config: dict[str, Any],
+    classes: Sequence[str] | None = None,
+    input_config: dict[str, Any] | None = None,
     metrics: dict[str, float] | None = None,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> Path:
@@ -244,15 +244,20 @@ def save_model(
     Args:
         model: A model made by ``timm.create_model``, or one of :mod:`linvit.heads`.
         folder: Where to; created if it is not there.
-        classes: Names of the classes, in the order of the logits.
+        classes: Names of the classes, in the order of the logits; None takes those of the model
+            (:func:`class_names`).
         input_config: What the model was trained to see: ``input_size`` (C, H, W), ``mean``, ``std``,
-            ``interpolation``, ``crop_pct``.
+            ``interpolation``, ``crop_pct``; None takes it from the model.
         metrics: Figures to keep with the model.
         weights: Its state dict, where the model's own is sharded.
 
     Returns:
         The path of the weights.
+
+    Raises:
+        ValueError: The model names no classes, and none are given.
     """
+    classes, input_config = _described(model, classes, input_config)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / WEIGHTS_NAME
@@ -278,6 +283,24 @@ def save_model(
             described.get("model_args", {}).pop("num_classes", None)
             new_config.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def _described(
+    model: nn.Module, classes: Sequence[str] | None, input_config: dict[str, Any] | None
+) -> tuple[Sequence[str], dict[str, Any]]:
+    """Complete what a model is saved with by what it says of itself."""
+    known = getattr(model, "pretrained_cfg", None) or {}
+    if isinstance(model, DenseModel):
+        classes = known.get("label_names") if classes is None else classes
+        if not classes:
+            raise ValueError(f"classes: this model for {model.task} names none; give save_model(..., classes=[...])")
+        if input_config is None:
+            input_config = {name: value for name, value in known.items() if name != "label_names"}
+        return classes, input_config
+    return (
+        class_names(model) if classes is None else classes,
+        resolve_model_data_config(model) if input_config is None else input_config,
+    )
 
 
 def class_names(model: nn.Module, readable: bool = False) -> list[str]:

@@ -118,11 +118,17 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 def test_unreadable_files_are_named(tmp_path, suffix):
     good = tmp_path / "good.pth"
     torch.save(tiny_care().state_dict(), good)
-    contents = {"text": b"hello", "empty": b"", "cut": good.read_bytes()[:5000]}
-    for name, content in contents.items():
+    contents = {
+        "text": (b"hello\nworld", r"not a checkpoint but text: 'hello'"),
+        "page": (b"\n<!DOCTYPE html><p>", "not a checkpoint but a web page"),
+        "pointer": (b"version https://git-lfs.github.com/spec/v1\noid", "it is a pointer of Git LFS"),
+        "empty": (b"", "the file is empty"),
+        "cut": (good.read_bytes()[:5000], "not a checkpoint, or damaged"),
+    }
+    for name, (content, why) in contents.items():
         path = tmp_path / f"{name}.{suffix}"
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=rf"cannot read .*{name}\.{suffix}: not a checkpoint, or damaged") as error:
+        with pytest.raises(ValueError, match=rf"cannot read .*{name}\.{suffix}: {why}") as error:
             linvit.load_checkpoint(tiny_care(), path)
         assert "\n" not in str(error.value)
         assert "Weights only" not in str(error.value)
@@ -214,3 +220,43 @@ def test_finding_the_model_leaves_out_filling_alone():
     assert real.shape == table.shape == (3, 2)
     assert real.sum() == 12
     assert layer.weight.is_meta
+
+
+@pytest.mark.parametrize("prefix", ["net.", "model._orig_mod.", "student.", "a.b.c."])
+def test_a_prefix_of_any_kind_is_taken_off(tmp_path, prefix):
+    model = tiny_care()
+    content = {f"{prefix}{name}": tensor for name, tensor in model.state_dict().items()}
+    torch.save({"state_dict": content | {"criterion.weight": torch.ones(5)}}, tmp_path / "a.pth")
+    other = tiny_care(seed=1)
+    linvit.load_checkpoint(other, tmp_path / "a.pth")
+    assert same_weights(model, other)
+
+
+def test_a_prefixed_file_finds_its_model_and_its_channels(tmp_path):
+    model = timm.create_model("care_s0", num_classes=3, in_chans=4).eval()
+    torch.save({f"student.{name}": tensor for name, tensor in model.state_dict().items()}, tmp_path / "a.pth")
+    loaded = linvit.load_model(tmp_path / "a.pth")
+    assert loaded.in_chans == 4
+    assert same_weights(model, loaded)
+
+
+def test_an_average_under_a_prefix_is_preferred(tmp_path):
+    model, raw = tiny_care(), tiny_care(seed=1)
+    content = {f"student.{name}": tensor for name, tensor in raw.state_dict().items()}
+    content |= {f"ema_student.{name}": tensor for name, tensor in model.state_dict().items()}
+    torch.save(content, tmp_path / "a.pth")
+    other = tiny_care(seed=2)
+    linvit.load_checkpoint(other, tmp_path / "a.pth")
+    assert same_weights(model, other)
+
+
+def test_saving_takes_classes_and_input_from_the_model(tmp_path):
+    model = tiny_care().eval()
+    linvit.save_model(model, tmp_path / "first", classes=list("abcde"), input_config=INPUT)
+    loaded = linvit.load_model(tmp_path / "first")
+    linvit.save_model(loaded, tmp_path / "second")
+    again = linvit.load_model(tmp_path / "second")
+    assert class_names(again) == list("abcde")
+    assert timm.data.resolve_model_data_config(again) == timm.data.resolve_model_data_config(loaded)
+    linvit.save_model(model, tmp_path / "bare")
+    assert class_names(linvit.load_model(tmp_path / "bare")) == ["0", "1", "2", "3", "4"]

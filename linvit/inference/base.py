@@ -151,6 +151,9 @@ class Predictor(ABC, Generic[P, E]):
         check_precision(precision)
         require(img_size is None or img_size >= 1, "img_size", img_size, "at least 1 pixel")
         check_finite(model)
+        channels = getattr(model, "in_chans", 3)
+        if channels != 3:
+            raise ValueError(f"the model takes images of {channels} channels, and commands read images in colour, of 3")
         self.device = find_device(device)
         self.precision = precision
         self.classes = class_names(model, readable=True)

@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from linvit.ops.dispatch import operator
 
@@ -16,7 +17,11 @@ def resize_positions(table: torch.Tensor, old: list[int], new: list[int]) -> tor
         ``[1, H W, C]``; the table itself where the grids are the same. In an export for any size, where they are
         symbols, it is interpolated always, which changes nothing on the same grid.
     """
-    if (torch.jit.is_scripting() or not _is_symbolic(new)) and old[0] == new[0] and old[1] == new[1]:
+    if torch.jit.is_scripting():
+        same = old[0] == new[0] and old[1] == new[1]
+    else:
+        same = _surely_same(old, new)
+    if same:
         return table
     grid = table.reshape(1, old[0], old[1], -1).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=(new[0], new[1]), mode="bilinear", align_corners=False)
@@ -24,8 +29,9 @@ def resize_positions(table: torch.Tensor, old: list[int], new: list[int]) -> tor
 
 
 @torch.jit.unused
-def _is_symbolic(grid: list[int]) -> bool:
-    return any(isinstance(side, torch.SymInt) for side in grid)
+def _surely_same(old: list[int], new: list[int]) -> bool:
+    """Tell whether two grids are the same, without making a condition of it where a size is a symbol."""
+    return bool(statically_known_true(old[0] == new[0]) and statically_known_true(old[1] == new[1]))
 
 
 @operator(autocast=True)

@@ -1,7 +1,10 @@
 """Fit a checkpoint's tensors to a model: compare the two, and say what does not fit before anything is loaded."""
 
+import itertools
 import logging
+import re
 import sys
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +29,7 @@ class Fit:
     missing: list[str]
     unexpected: list[str]
     reshaped: list[str]
+    in_chans: int | None = None  # of the input convolution, where it is made for another number of channels
 
     @property
     def problems(self) -> str:
@@ -39,8 +43,30 @@ def compare(state_dict: dict[str, torch.Tensor], model: nn.Module) -> Fit:
 
     Published names are translated by the ``checkpoint_filter_fn`` of the model's module, where it has one. A
     classifier for another number of classes, none at all, and an input convolution for another number of channels are
-    no problem; a model without classes takes no heads.
+    no problem; a model without classes takes no heads. A prefix of any kind that a wrapper put before all of the
+    model's names ("net.", "student.") is taken off, and what lies beside it is left out.
     """
+    fit = _compare(state_dict, model)
+    if not fit.problems:
+        return fit
+    others = [_compare(part, model) for part in _parts(state_dict, len(model.state_dict()))]
+    return min([fit, *others], key=lambda one: len(one.missing) + len(one.unexpected) + len(one.reshaped))
+
+
+def _parts(state_dict: dict[str, torch.Tensor], wanted: int) -> list[dict[str, torch.Tensor]]:
+    """Return what lies under each prefix that at least half as many names share as a model has."""
+    shared = Counter(
+        name[: end.start() + 1] for name in state_dict for end in itertools.islice(re.finditer(r"\.", name), 4)
+    )
+    prefixes = [prefix for prefix, count in shared.items() if 2 * count >= wanted]
+    prefixes.sort(key=lambda prefix: "ema" not in prefix)  # an average before what it was taken of
+    return [
+        {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
+        for prefix in prefixes
+    ]
+
+
+def _compare(state_dict: dict[str, torch.Tensor], model: nn.Module) -> Fit:
     filter_fn = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     tables = _table_sizes(state_dict)
     if filter_fn is not None:
@@ -73,6 +99,7 @@ def compare(state_dict: dict[str, torch.Tensor], model: nn.Module) -> Fit:
             for n in differ
             if n not in other_classes and n not in input_convs
         ],
+        in_chans=next((state_dict[n].shape[1] for n in differ if n in input_convs and state_dict[n].ndim == 4), None),
     )
 
 
