@@ -30,11 +30,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.utils.data import DataLoader
+
+from linvit.checkpoints import class_names
+from linvit.data import collate
+from linvit.data.sources import open_source
 from linvit.files import atomic_write
+from linvit.inference.probes import Extractor, knn_votes
+from linvit.tasks.distillation import load_teacher
 
 SIZE = 64
 NETWORK = {"depths": [1, 1, 2, 1], "dims": [8, 16, 32, 64], "layer_scale_init_value": 0.1}
-FINE_TUNING = {"100": 4, "10": 15, "1": 40}
+FINE_TUNING = {"100": 4, "10": 15, "1": 60}
 """Epochs with each percentage of the labels."""
 
 
@@ -61,7 +69,7 @@ def train(out: Path, data: Path, seed: int, epochs: int, *more: str) -> tuple[di
         "data.root": data,
         "data.img_size": SIZE,
         "data.crop_pct": 1.0,
-        "data.batch_size": 64,
+        "data.batch_size": batch(data),
         "data.workers": 0,
         "data.cache": "true",
         "data.scale": "[0.25,1.0]",
@@ -78,25 +86,37 @@ def train(out: Path, data: Path, seed: int, epochs: int, *more: str) -> tuple[di
     return command("train", *(f"--{name}={value}" for name, value in settings.items()), *more)
 
 
-def subset(data: Path, work: Path, percent: str, seed: int) -> Path:
+def subset(data: Path, root: Path, share: float, seed: int) -> Path:
     """Link a share of each class's training photos, drawn by their names and the seed, and all validation photos."""
-    if percent == "100":
-        return data
-    root = work / f"labels_{percent}-{seed}"
     if not root.is_dir():
-        (root / "train").mkdir(parents=True)
-        (root / "val").symlink_to((data / "val").resolve())
+        part = root.with_name(f"{root.name}.part")
+        (part / "train").mkdir(parents=True, exist_ok=True)
         for folder in sorted((data / "train").iterdir()):
             photos = sorted(folder.iterdir(), key=lambda path: hashlib.sha256(f"{seed}{path.name}".encode()).digest())
-            (root / "train" / folder.name).mkdir()
-            for path in photos[: max(1, round(len(photos) * int(percent) / 100))]:
-                (root / "train" / folder.name / path.name).symlink_to(path.resolve())
+            (part / "train" / folder.name).mkdir(exist_ok=True)
+            for path in photos[: max(1, round(len(photos) * share))]:
+                place = part / "train" / folder.name / path.name
+                place.unlink(missing_ok=True)
+                place.symlink_to(path.resolve())
+        (part / "val").unlink(missing_ok=True)
+        (part / "val").symlink_to((data / "val").resolve())
+        part.rename(root)
     return root
 
 
 def batches(root: Path) -> int:
     """Count the full batches of an epoch."""
-    return sum(1 for _ in root.glob("train/*/*")) // 64
+    return images(root) // batch(root)
+
+
+def images(root: Path) -> int:
+    """Count the training photos."""
+    return sum(1 for _ in root.glob("train/*/*"))
+
+
+def batch(root: Path) -> int:
+    """Return the images per batch: 64, fewer where an epoch would have less than four updates."""
+    return min(64, max(8, images(root) // 4))
 
 
 def study(args: argparse.Namespace, seed: int, known: dict[str, Any], keep: Any) -> None:
@@ -110,45 +130,68 @@ def study(args: argparse.Namespace, seed: int, known: dict[str, Any], keep: Any)
             print(key, known[key], flush=True)
         return known[key]
 
-    def knn(model: Path | str) -> float:
-        said, _ = command("eval", str(model), str(args.data), "--knn", "--workers", "0", "--img-size", str(SIZE))
-        return said["knn"]["top1"]
-
+    data = args.data if args.share == 1 else subset(args.data, args.work / "data", args.share, 0)
     backbone = args.work / f"pretrain-{seed}"
+
+    def knn(model: Path) -> float:
+        said, _ = command("eval", str(model), str(data), "--knn", "--workers", "0", "--img-size", str(SIZE))
+        return said["knn"]["top1"]
 
     def pretrain() -> dict[str, Any]:
         told = ("--task=pretrain", "--model.cache=true", f"--data.views={args.views}", "--model.teacher_size=96")
-        said, seconds = train(backbone, args.data, seed, args.epochs, *told, "--model.lr=2e-3")
+        said, seconds = train(backbone, data, seed, args.epochs, *told, "--model.lr=2e-3")
         for path in backbone.glob("*.cache"):
             path.unlink()
-        return {"seconds": seconds, "explained": said["explained"], "knn": knn(backbone)}
+        return {"seconds": seconds, "epochs": args.epochs, "explained": said["explained"], "knn": knn(backbone)}
+
+    def root(percent: str) -> Path:
+        share = int(percent) / 100
+        return data if share == 1 else subset(data, args.work / f"data_{percent}-{seed}", share, seed)
+
+    def tune(percent: str) -> dict[str, Any]:
+        out, epochs = args.work / f"pretrained_{percent}-{seed}", FINE_TUNING[percent]
+        said, seconds = train(out, root(percent), seed, epochs, f"--model.pretrained={backbone}", "--model.lr=1e-3")
+        seen = epochs * batches(root(percent)) * batch(root(percent))
+        return {"seconds": seconds, "epochs": epochs, "images": seen, "top1": said["top1"]}
+
+    def alone(percent: str, allowed: float, price: float, start: float) -> dict[str, Any]:
+        epochs = max(1, round((allowed - start) / price / (batches(root(percent)) * batch(root(percent)))))
+        out = args.work / f"labels_{percent}-{seed}"
+        said, seconds = train(out, root(percent), seed, epochs, "--model.lr=1e-3")
+        return {"seconds": seconds, "allowed": allowed, "epochs": epochs, "top1": said["top1"]}
 
     spent = arm("pretrain", pretrain)["seconds"]
-    done: dict[str, dict[str, Any]] = {}
-    for percent, epochs in FINE_TUNING.items():
-        root = subset(args.data, args.work, percent, seed)
-
-        def tune(percent: str = percent, epochs: int = epochs, root: Path = root) -> dict[str, Any]:
-            out = args.work / f"pretrained_{percent}-{seed}"
-            said, seconds = train(out, root, seed, epochs, f"--model.pretrained={backbone}", "--model.lr=1e-3")
-            images = 64 * epochs * batches(root)
-            return {"seconds": seconds, "epochs": epochs, "images": images, "top1": said["top1"]}
-
-        done[percent] = arm(f"pretrained_{percent}", tune)
-    # Seconds of a run are a start and a price per image: from the runs with all labels and with a hundredth.
-    most, least = done["100"], done["1"]
+    tuned = {percent: arm(f"pretrained_{percent}", lambda percent=percent: tune(percent)) for percent in ("100", "10")}
+    # The seconds of a run are a start and a price per image.
+    most, least = tuned["100"], tuned["10"]
     price = (most["seconds"] - least["seconds"]) / (most["images"] - least["images"])
     start = least["seconds"] - price * least["images"]
-    for percent in FINE_TUNING:
-        root = subset(args.data, args.work, percent, seed)
+    for percent in ("10", "100", "1"):
+        allowed = spent + arm(f"pretrained_{percent}", lambda percent=percent: tune(percent))["seconds"]
+        arm(f"labels_{percent}", lambda percent=percent, given=allowed: alone(percent, given, price, start))
 
-        def alone(percent: str = percent, root: Path = root) -> dict[str, Any]:
-            total = spent + done[percent]["seconds"]
-            epochs = max(1, round((total - start) / price / (64 * batches(root))))
-            said, seconds = train(args.work / f"labels_{percent}-{seed}-run", root, seed, epochs, "--model.lr=1e-3")
-            return {"seconds": seconds, "allowed": total, "epochs": epochs, "top1": said["top1"]}
 
-        arm(f"labels_{percent}", alone)
+def teacher(args: argparse.Namespace, known: dict[str, Any], keep: Any) -> None:
+    """Measure what the teacher knew: kNN of its features, and its answers among the ten classes."""
+    if "teacher-0" in known:
+        return
+    model = load_teacher("efficientnet_lite0")
+    data = args.data if args.share == 1 else subset(args.data, args.work / "data", args.share, 0)
+    extractor = Extractor(model, img_size=96)
+    source = open_source("folder", str(data), 0.2)
+    bank, asked = (
+        extractor.extract(DataLoader(part, 64, collate_fn=collate))  # type: ignore[arg-type]
+        for part in (source.train(extractor.transform, False), source.held_out(extractor.transform, False))
+    )
+    votes = knn_votes(bank.features, bank.targets, asked.features, len(source.classes))
+    names = class_names(model)
+    with torch.inference_mode():
+        logits = model.get_classifier()(asked.features)[:, [names.index(name) for name in source.classes]]
+    right = {"knn": votes, "top1": logits}
+    known["teacher-0"] = {"arm": "teacher", "seed": 0, "size": 96} | {
+        name: float((scores.argmax(1) == asked.targets).float().mean()) for name, scores in right.items()
+    }
+    keep()
 
 
 def table(records: list[dict[str, Any]]) -> str:
@@ -172,6 +215,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=6, help="of pretraining")
     parser.add_argument("--views", type=int, default=3, help="crops of an image that the teacher sees")
+    parser.add_argument("--share", type=float, default=1.0, help="share of the training photos that there are at all")
     parser.add_argument("--table", action="store_true", help="only print the table")
     args = parser.parse_args()
     args.data = args.data.resolve()
@@ -183,6 +227,7 @@ def main() -> None:
             temporary.write_text(json.dumps(known, indent=2) + "\n")
 
     if not args.table:
+        teacher(args, known, keep)
         for seed in range(args.seeds):
             study(args, seed, known, keep)
     print(table(list(known.values())))

@@ -21,6 +21,8 @@ COMMANDS = {
     "study": ("linvit.cli.study", "train arms and seeds on one budget, and compare them"),
     "inspect": ("linvit.cli.inspect", "show where a model looks, how sharply, and of what rank"),
     "app": ("linvit.cli.app", "serve a page to compare models and see where they look"),
+    "card": ("linvit.cli.card", "describe a model for those who find it on the hub"),
+    "push": ("linvit.cli.push", "share a model on the Hugging Face hub"),
     "recipes": ("linvit.cli.recipes", "list the training runs that come with linvit"),
 }
 """Name of a command: its module, which is imported when the command is run, and its line in the help."""
