@@ -27,16 +27,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
+from linvit.bench.records import Record
 from linvit.checkpoints import class_names
 from linvit.data import collate
 from linvit.data.sources import open_source
-from linvit.files import atomic_write
 from linvit.inference.probes import Extractor, knn_votes
 from linvit.tasks.distillation import load_teacher
 
@@ -119,16 +120,16 @@ def batch(root: Path) -> int:
     return min(64, max(8, images(root) // 4))
 
 
-def study(args: argparse.Namespace, seed: int, known: dict[str, Any], keep: Any) -> None:
+def study(args: argparse.Namespace, seed: int, record: Record) -> None:
     """Run what is missing of a seed."""
 
-    def arm(name: str, run: Any) -> dict[str, Any]:
-        key = f"{name}-{seed}"
-        if key not in known:
-            known[key] = {"arm": name, "seed": seed} | run()
-            keep()
-            print(key, known[key], flush=True)
-        return known[key]
+    def arm(name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        found = record.get(arm=name, seed=seed)
+        if found is None:
+            found = run()
+            record.add({"arm": name, "seed": seed}, found)
+            print(name, seed, found, flush=True)
+        return found
 
     data = args.data if args.share == 1 else subset(args.data, args.work / "data", args.share, 0)
     backbone = args.work / f"pretrain-{seed}"
@@ -171,11 +172,11 @@ def study(args: argparse.Namespace, seed: int, known: dict[str, Any], keep: Any)
         arm(f"labels_{percent}", lambda percent=percent, given=allowed: alone(percent, given, price, start))
 
 
-def teacher(args: argparse.Namespace, known: dict[str, Any], keep: Any) -> None:
+def teacher(args: argparse.Namespace, record: Record) -> None:
     """Measure what the teacher knew: kNN of its features, and its answers among the ten classes."""
-    if "teacher-0" in known:
+    if record.get(arm="teacher", seed=0):
         return
-    model = load_teacher("efficientnet_lite0")
+    model: Any = load_teacher("efficientnet_lite0")
     data = args.data if args.share == 1 else subset(args.data, args.work / "data", args.share, 0)
     extractor = Extractor(model, img_size=96)
     source = open_source("folder", str(data), 0.2)
@@ -188,21 +189,23 @@ def teacher(args: argparse.Namespace, known: dict[str, Any], keep: Any) -> None:
     with torch.inference_mode():
         logits = model.get_classifier()(asked.features)[:, [names.index(name) for name in source.classes]]
     right = {"knn": votes, "top1": logits}
-    known["teacher-0"] = {"arm": "teacher", "seed": 0, "size": 96} | {
-        name: float((scores.argmax(1) == asked.targets).float().mean()) for name, scores in right.items()
-    }
-    keep()
+    record.add(
+        {"arm": "teacher", "seed": 0},
+        {name: float((scores.argmax(1) == asked.targets).float().mean()) for name, scores in right.items()},
+    )
 
 
-def table(records: list[dict[str, Any]]) -> str:
+def table(record: Record) -> str:
     """Return mean and standard deviation of each arm."""
-    lines = ["arm, top-1 (kNN for pretrain): mean +- deviation (seeds), processor seconds"]
-    for name in dict.fromkeys(record["arm"] for record in records):
-        found = [record for record in records if record["arm"] == name]
-        values = [100 * record.get("top1", record.get("knn")) for record in found]
-        spread = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        seconds = statistics.mean(record.get("seconds", 0) for record in found)
-        lines.append(f"{name:15} {statistics.mean(values):6.2f}{spread} ({len(values)})  {seconds:7.0f}")
+    lines = ["arm, top-1 or kNN in %: mean +- deviation (seeds), processor seconds"]
+    for name in dict.fromkeys(cell.of["arm"] for cell in record.cells):
+        found = [cell.raw for cell in record.select(arm=name)]
+        seconds = statistics.mean(raw.get("seconds", 0) for raw in found)
+        for metric in ("top1", "knn"):
+            if values := [100 * raw[metric] for raw in found if metric in raw]:
+                spread = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+                mean = f"{statistics.mean(values):6.2f}{spread} ({len(values)})"
+                lines.append(f"{name:15} {metric:5} {mean}  {seconds:7.0f}")
     return "\n".join(lines)
 
 
@@ -220,17 +223,16 @@ def main() -> None:
     args = parser.parse_args()
     args.data = args.data.resolve()
     args.work.mkdir(parents=True, exist_ok=True)
-    known: dict[str, Any] = json.loads(args.out.read_text()) if args.out.is_file() else {}
-
-    def keep() -> None:
-        with atomic_write(args.out) as temporary:
-            temporary.write_text(json.dumps(known, indent=2) + "\n")
-
-    if not args.table:
-        teacher(args, known, keep)
-        for seed in range(args.seeds):
-            study(args, seed, known, keep)
-    print(table(list(known.values())))
+    if args.table:
+        print(table(Record.read(args.out)))
+        return
+    settings = {"size": SIZE, "network": NETWORK, "fine_tuning": FINE_TUNING}
+    settings |= {name: getattr(args, name) for name in ("epochs", "views", "share")}
+    record = Record.resume(args.out, (__doc__ or "").splitlines()[0], settings)
+    teacher(args, record)
+    for seed in range(args.seeds):
+        study(args, seed, record)
+    print(table(record))
 
 
 if __name__ == "__main__":
