@@ -35,11 +35,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from linvit.bench.records import Record
-from linvit.checkpoints import class_names
+from linvit.checkpoints import class_names, load_model
 from linvit.data import collate
 from linvit.data.sources import open_source
 from linvit.inference.probes import Extractor, knn_votes
-from linvit.tasks.distillation import load_teacher
 
 SIZE = 64
 NETWORK = {"depths": [1, 1, 2, 1], "dims": [8, 16, 32, 64], "layer_scale_init_value": 0.1}
@@ -176,7 +175,7 @@ def teacher(args: argparse.Namespace, record: Record) -> None:
     """Measure what the teacher knew: kNN of its features, and its answers among the ten classes."""
     if record.get(arm="teacher", seed=0):
         return
-    model: Any = load_teacher("efficientnet_lite0")
+    model: Any = load_model("package:efficientnet_lite0")
     data = args.data if args.share == 1 else subset(args.data, args.work / "data", args.share, 0)
     extractor = Extractor(model, img_size=96)
     source = open_source("folder", str(data), 0.2)

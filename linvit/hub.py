@@ -169,8 +169,9 @@ def _public(weights: Any) -> str | None:
         return None
     if weights is True:
         return "the published weights"
-    known = str(weights).startswith("hf-hub:") or timm.is_model(str(weights).partition(".")[0])
-    return str(weights) if known or weights == "efficientnet_lite0" else "weights of the author's"
+    name = str(weights)
+    known = name.startswith(("hf-hub:", "package:")) or timm.is_model(name.partition(".")[0])
+    return name if known else "weights of the author's"
 
 
 def files_of(folder: Path, repo: str, licence: str | None = None) -> dict[str, bytes | Path]:

@@ -43,7 +43,12 @@ def run(run_folder: Path, tmp_path: Path) -> Path:
     shutil.copytree(run_folder, folder)
     settings = {
         "task": "classify",
-        "model": {"opt": "adamw", "lr": 0.001, "pretrained": "/home/secret/run", "teacher": "efficientnet_lite0"},
+        "model": {
+            "opt": "adamw",
+            "lr": 0.001,
+            "pretrained": "/home/secret/run",
+            "teacher": "package:efficientnet_lite0",
+        },
         "data": {"root": "/home/secret/photos", "img_size": 32},
         "trainer": {"max_epochs": 7},
     }
@@ -169,7 +174,7 @@ def test_card_tells_how_to_load_the_model_and_nothing_of_this_machine(
     known = {"library_name": "timm", "pipeline_tag": "image-classification", "license": "mit"}
     assert known.items() <= yaml.safe_load(header).items()
     for word in (f"linvit eval hf-hub:{REPO} DATA", "care_s0", "3 classes", "0.5, 0.5, 0.5", "weights of the author's",
-                 "| teacher | efficientnet_lite0 |", "| epochs | 7 |") :  # fmt: skip
+                 "| teacher | package:efficientnet_lite0 |", "| epochs | 7 |") :  # fmt: skip
         assert (word in body) == (not word.startswith("linvit eval")), word
     assert "secret" not in text
     for block in re.findall(r"```python\n(.*?)```", body, flags=re.DOTALL):
