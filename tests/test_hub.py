@@ -186,7 +186,8 @@ def test_card_tells_how_to_load_the_model_and_nothing_of_this_machine(
 def test_cards_of_other_tasks_and_of_backbones(tmp_path: Path) -> None:
     metrics = {"miou": 0.5, "loss": 1.25, "epoch": 3}
     segmenter = Segmenter(3, backbone="test_convnext")
-    linvit.save_model(segmenter, tmp_path / "s", classes=["a", "b", "c"], input_config=INPUT, metrics=metrics)
+    masks = INPUT | {"values": [0, 1, 2], "ignore": [], "short_side": None}
+    linvit.save_model(segmenter, tmp_path / "s", classes=["a", "b", "c"], input_config=masks, metrics=metrics)
     text = model_card(tmp_path / "s", REPO)
     for word in ("library_name: linvit", "image-segmentation", "| miou | 50.00% |", "| loss | 1.2500 |",
                  f"linvit eval hf-hub:{REPO} DATA", "None was chosen") :  # fmt: skip

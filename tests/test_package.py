@@ -23,7 +23,7 @@ ORDER = [
     {"linearization"},
     {"heads"},
     {"checkpoints"},
-    {"catalogue"},
+    {"catalogue", "hub"},
     {"data"},
     {"inference"},
     {"analysis", "deploy"},

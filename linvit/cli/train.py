@@ -33,6 +33,7 @@ from linvit.tasks import run_folder as files
 from linvit.tasks.callbacks import EpochLines, KeepBest, LastCheckpoint
 from linvit.tasks.faults import SkipNotFinite, StepSeed
 from linvit.tasks.settings import check_nulls, check_sections, readable, task_in
+from linvit.tasks.trackers import TrackerName, open_trackers
 
 _DESCRIPTION = """Train a model and keep everything about it in a run folder.
 
@@ -186,6 +187,8 @@ class TrainCLI(LightningCLI):
             "--max_not_finite", type=int, default=20, help="Updates with NaN in a row to skip before giving up."
         )
         parser.add_argument("--task", type=str, default="classify", help=f"What to train for: {', '.join(TASKS)}.")
+        help = "Log to Weights & Biases or MLflow, too."
+        parser.add_argument("--tracker", type=TrackerName | None, default=None, help=help)
         parser.add_argument("--out", type=str, help="Run folder to make (default: runs/MODEL-DATE-TIME).")
         parser.add_argument("--resume", type=str, help="Run folder to continue in, with its settings and those given.")
         parser.add_argument("--strict", action="store_true", help="Short for --data.strict true.")
@@ -239,6 +242,7 @@ class TrainCLI(LightningCLI):
                 files.MetricsCsv(self.folder, steps),
                 files.TensorBoardEvents(self.folder, steps),
                 *(logger for logger in _listed(given.logger) if isinstance(logger, Logger)),
+                *open_trackers(self.config.tracker, self.folder, self.settings()),
             ],
             **kwargs,
         )

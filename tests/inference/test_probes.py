@@ -117,7 +117,8 @@ def test_any_model_is_judged_and_says_what_it_cost(
 ) -> None:
     torch.manual_seed(0)
     segmenter = Segmenter(3, backbone="test_convnext")
-    linvit.save_model(segmenter, tmp_path / "segment", classes=["a", "b", "c"], input_config=INPUT)
+    masks = INPUT | {"values": [0, 1, 2], "ignore": [], "short_side": None}
+    linvit.save_model(segmenter, tmp_path / "segment", classes=["a", "b", "c"], input_config=masks)
     backbone = timm.create_model("test_vit", num_classes=0, img_size=32)
     linvit.save_model(backbone, tmp_path / "backbone", classes=[], input_config=INPUT)
     for folder in ("segment", "backbone"):
