@@ -23,6 +23,7 @@ def evaluate(
     model: str,
     data: str,
     *,
+    untrained: bool = False,
     device: str = "auto",
     precision: str = "float32",
     img_size: int | None = None,
@@ -43,6 +44,7 @@ def evaluate(
     Args:
         model: As for :func:`linvit.load_model`; of a detector or a segmentation network, its backbone is judged.
         data: A folder of class folders, shards, a data set of Hugging Face, or ``mnist5k``, with a part to know.
+        untrained: Take random weights for a registered name.
         device: As for :class:`linvit.inference.probes.Extractor`, with ``precision``, ``img_size`` and ``stage``.
         precision: As there.
         img_size: As there.
@@ -62,7 +64,7 @@ def evaluate(
         ValueError: A setting is wrong, or the data do not have the layout.
         OSError: The data are not there.
     """
-    extractor = Extractor(load_model(model), stage, device, precision, img_size)
+    extractor = Extractor(load_model(model, untrained), stage, device, precision, img_size)
     opened = open_source(source, None if data == EMBEDDED else data, VAL_SHARE)
     known = opened.train(extractor.transform, strict)
     if isinstance(known, ImageSet):
