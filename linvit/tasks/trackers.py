@@ -44,7 +44,7 @@ def open_trackers(name: TrackerName | None, folder: Path, settings: str) -> list
     known = json.loads(place.read_text()) if place.is_file() else {}
     run = known["run"] if known.get("tracker") == name else None
     logger = _wandb(folder, run) if name == "wandb" else _mlflow(folder, run)
-    if rank_zero_only.rank == 0:
+    if getattr(rank_zero_only, "rank", 0) == 0:
         try:
             if run is None:  # MLflow refuses settings that change, such as more epochs
                 logger.log_hyperparams(yaml.safe_load(settings))
