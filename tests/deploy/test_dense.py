@@ -13,7 +13,7 @@ from linvit.heads.segmentation import Segmenter
 
 BACKBONE = {"depths": (1, 1, 1, 1), "dims": (4, 8, 16, 32), "layer_scale_init_value": 0.5}
 CLASSES = ["road", "tree", "sky"]
-SEEN = {"mean": [0.5] * 3, "std": [0.25] * 3, "short_side": None, "values": None, "ignore": None}
+SEEN = {"mean": [0.5] * 3, "std": [0.25] * 3, "short_side": None, "values": [0, 1, 2], "ignore": [255]}
 
 
 def images(batch: int = 2, height: int = 64, width: int = 96) -> torch.Tensor:

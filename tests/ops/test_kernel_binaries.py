@@ -20,9 +20,9 @@ def compile_kernels(out: Path, *options: str) -> list[dict]:
     return [cell["of"] | cell["raw"] for cell in json.loads(out.read_text())["cells"]]
 
 
-def check(records: list[dict], spilled_bytes: int = 0) -> None:
+def check(records: list[dict]) -> None:
     for record in records:
-        assert record["spilled_bytes"] <= spilled_bytes, record
+        assert record["spilled_bytes"] == 0, record
         assert record["fits"], record
         assert 0 < record["registers"] <= 512
         assert record["occupancy"] > 0
@@ -36,7 +36,7 @@ def test_head_size_32_in_bfloat16(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("target", "spilled_bytes"), [("sm_80", 0), ("sm_90", 16)])
-def test_every_configuration(tmp_path, target, spilled_bytes):
-    """For sm_90, the assembler puts two or four registers aside in a few binaries that have registers left."""
-    check(compile_kernels(tmp_path / "records.json", "--target", target), spilled_bytes)
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_every_configuration(tmp_path, target):
+    """Fails for sm_90 today: a few of its binaries put two or four registers aside (docs/kernels.md)."""
+    check(compile_kernels(tmp_path / "records.json", "--target", target))

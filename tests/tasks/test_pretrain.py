@@ -279,7 +279,7 @@ def test_cache_gives_back_what_is_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "error"),
     [
-        (("--model.teacher=no_such_model",), "unknown teacher 'no_such_model'"),
+        (("--model.teacher=no_such_model",), "unknown model 'no_such_model'"),
         (("--model.levels=-1",), "levels must be 0 or more"),
         (("--model.levels=0", "--model.summary_weight=0"), "summary_weight must be above 0 where levels is 0"),
         (("--data.root=nowhere",), "data folder nowhere does not exist"),
