@@ -32,11 +32,12 @@ def find_voc(root: Path) -> dict[str, Callable[[Path | None], CocoFile]]:
         lists = image_lists(root, "Main")
         images = next((inside[name] for name in ("jpegimages", *IMAGE_FOLDERS) if name in inside), root)
         if not lists:
-            below = {part_named(folder.name): folder for folder in subfolders(annotations)}
-            lists = {part: None for part in below if part}  # type: ignore[misc]
-            if lists:
-                return {part: partial(_read, below[part], root, images, None) for part in lists}
-            return {ALL: partial(_read, annotations, root, images, None)}
+            found: dict[str, Callable[[Path | None], CocoFile]] = {}
+            for folder in subfolders(annotations):
+                own = images / folder.name
+                if part := part_named(folder.name):
+                    found[part] = partial(_read, folder, root, own if own.is_dir() else images, None)
+            return found or {ALL: partial(_read, annotations, root, images, None)}
         return {part: partial(_read, annotations, root, images, names) for part, names in lists.items()}
     parts: dict[str, Callable[[Path | None], CocoFile]] = {}
     for folder in inside.values():
@@ -118,6 +119,7 @@ def _read(
         filename, size, found = objects[stem]
         own = os.path.splitext(os.path.basename(filename or ""))[0]
         candidates = by_stem.get(os.path.basename(stem)) or by_stem.get(own) or [str(folder / (filename or stem))]
+        candidates.sort(key=lambda path: os.path.splitext(os.path.relpath(path, folder))[0] != stem)
         size = size or image_size(candidates[0])
         record: Record = {"id": number, "file_name": os.path.relpath(candidates[0], folder)}
         content["images"].append(record | ({"width": size[0], "height": size[1]} if size else {}))

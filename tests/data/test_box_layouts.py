@@ -13,6 +13,7 @@ from linvit.data import DetectionData, box_layouts, mask_layouts
 from linvit.data.box_layouts import boxes_to_evaluate, boxes_to_train, find_boxes
 from linvit.data.coco import CocoFile, read_coco
 from linvit.data.detection_sets import CocoDetection, eval_detection_set
+from linvit.data.parts import part_named
 
 SIZE = (60, 40)
 Box = tuple[str, list[float]]  # class; left, top, width, height
@@ -180,6 +181,10 @@ LAYOUTS: dict[str, tuple[Callable[[Path], None], set[str]]] = {
     "VOC of CVAT": (lambda root: write_voc(root, "Annotations", "JPEGImages", ("default",)), {"all"}),
     "VOC of Roboflow": (write_voc_by_part, {"train", "val"}),
     "VOC without lists": (lambda root: write_voc(root, "annotations", "images"), {"all"}),
+    "VOC in folders of parts": (
+        lambda root: [write_voc(root, f"Annotations/{part}", f"JPEGImages/{part}") for part in ("train", "val")],
+        {"train", "val"},
+    ),
     "VOC in one folder": (lambda root: write_voc(root, ".", "."), {"all"}),
 }
 
@@ -208,6 +213,10 @@ def test_each_layout_is_found_and_says_the_same_boxes(tmp_path: Path, layout: st
     assert set(found.parts) == parts
     for part in parts:
         file = found[part](None)
+        folders = {
+            part_named(folder) for path in file.image_paths() for folder in Path(path).relative_to(tmp_path).parts[:-1]
+        }
+        assert folders <= {part, None}, "no image of another part"
         assert file.classes == ["atom", "cell"]
         assert said(file) == BOXES
     train, held_out = boxes_to_train(tmp_path, 0.5)
