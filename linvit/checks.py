@@ -1,7 +1,7 @@
 """Checks of settings, and the words of refusals: each names the setting, what it was and what is allowed."""
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from inspect import signature
 
 __all__ = ["did_you_mean", "first_line", "require", "require_numbers", "some"]
@@ -29,9 +29,11 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "timm names t
     return f"; did you mean {' or '.join(near)}?"
 
 
-def some(names: Sequence[str], most: int = 5) -> str:
+def some(names: Iterable[object], most: int = 5) -> str:
     """Return the first names, and how many more there are, for a message."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    listed = [str(name) for name in names]
+    shown = ", ".join(listed[:most]) or "none"
+    return f"{shown} and {len(listed) - most:,} more" if len(listed) > most else shown
 
 
 def first_line(error: Exception, most: int = 160) -> str:

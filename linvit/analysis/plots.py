@@ -18,14 +18,14 @@ _TRAIN, _VAL = "#6b7280", "#1d4ed8"
 _OTHERS = ("#93b4f5", "#f59e0b", "#10b981", "#8b5cf6", "#ec4899")
 
 
-def plot_curves(metrics_csv: str | Path, out_png: str | Path, figures: Mapping[str, str] = ACCURACY) -> None:
+def plot_curves(metrics_csv: str | Path, out_png: str | Path, metrics: Mapping[str, str] = ACCURACY) -> None:
     """Draw loss and accuracy by epoch.
 
     Args:
         metrics_csv: ``metrics.csv`` of a run folder, with columns ``epoch``, ``train/loss``, ``val/loss`` and one for
             each figure (``val/NAME``), of which any may be missing or have gaps.
         out_png: The picture to write.
-        figures: Names of the figures with what to call them; the title says the best of the first.
+        metrics: Names of the metrics with what to call them; the title says the best of the first.
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     loss, shares = figure.subplots(1, 2)
@@ -34,7 +34,7 @@ def plot_curves(metrics_csv: str | Path, out_png: str | Path, figures: Mapping[s
     _curve(loss, rows, "train/loss", "training", _TRAIN)
     _curve(loss, rows, "val/loss", "validation", _VAL)
     loss.set_ylabel("loss")
-    for (name, label), color in zip(figures.items(), (_VAL, *_OTHERS), strict=False):
+    for (name, label), color in zip(metrics.items(), (_VAL, *_OTHERS), strict=False):
         best = _curve(shares, rows, f"val/{name}", label, color)
         if best is not None and color == _VAL:
             epoch, value = best

@@ -339,7 +339,7 @@ def _report(cli: TrainCLI, seconds: float) -> None:
         "model": cli.title,
         "epochs": cli.trainer.current_epoch,
         "best_epoch": best.get("epoch"),
-        **{name: best.get(name) for name in cli.model.figures},
+        **{name: best.get(name) for name in cli.model.metrics},
         "images_per_second": round(watch.images / watch.seconds, 2) if watch.images else None,
         "seconds": round(seconds, 2),
         "skipped_updates": cli.skipping.skipped,
@@ -349,7 +349,7 @@ def _report(cli: TrainCLI, seconds: float) -> None:
         print_json(result)
         return
     row = {
-        **{heading: _metric(name, best.get(name)) for name, heading in cli.model.figures.items()},
+        **{heading: _metric(name, best.get(name)) for name, heading in cli.model.metrics.items()},
         "best epoch": f"{best['epoch']} of {result['epochs']}" if best else "-",
         "images/s": f"{result['images_per_second'] or 0:.1f}",
         "seconds": f"{seconds:.0f}",
@@ -362,7 +362,7 @@ def _report(cli: TrainCLI, seconds: float) -> None:
 
 
 def _shares(task: Any) -> dict[str, str]:
-    return {name: heading for name, heading in task.figures.items() if name != "loss"}
+    return {name: heading for name, heading in task.metrics.items() if name != "loss"}
 
 
 def _metric(name: str, value: float | None) -> str:

@@ -7,10 +7,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from linvit.checks import some
 from linvit.data.coco import CocoFile, read_coco
 from linvit.data.image_files import ANNOTATION_FOLDERS, data_root
 from linvit.data.layouts import Found, Layout, find_layout, part_to_evaluate, parts_to_train
-from linvit.data.parts import ALL, below, normalised, part_named, some, split_off, subfolders
+from linvit.data.parts import ALL, below, normalised, part_named, split_off, subfolders
 from linvit.data.voc import find_voc, read_voc
 from linvit.data.yolo import find_yolo, read_yolo
 

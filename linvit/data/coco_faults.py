@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from linvit.data.parts import some
+from linvit.checks import some
 
 __all__ = ["mend_categories", "mend_ids", "mend_polygons"]
 

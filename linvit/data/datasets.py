@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from linvit.checks import some
 from linvit.data.images import UnreadableImage, holds_images, images_below, load_image, read_or_next
 from linvit.data.loading import progress
-from linvit.data.parts import only_folder, some, subfolders
+from linvit.data.parts import only_folder, subfolders
 
 EVAL_FOLDERS = ("val", "validation", "test")
 DIGITS = [str(digit) for digit in range(10)]

@@ -1,4 +1,4 @@
-"""Detection data sets: COCO's layout and the embedded digit scenes, to train on and to count figures from."""
+"""Detection data sets: COCO's layout and the embedded digit scenes, to train on and to count metrics from."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable

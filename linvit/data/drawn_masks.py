@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from linvit.checks import some
 from linvit.data.box_table import Packed
 from linvit.data.coco import CocoFile, decode_mask
 from linvit.data.images import UnreadableImage, image_size, load_image
 from linvit.data.masks import IGNORED
-from linvit.data.parts import some
 
 __all__ = ["DrawnMasks"]
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from linvit.data.parts import ALL, PARTS, only_folder, some, subfolders
+from linvit.checks import some
+from linvit.data.parts import ALL, PARTS, only_folder, subfolders
 
 __all__ = ["Found", "Layout", "find_layout", "part_to_evaluate", "parts_to_train"]
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from linvit.data.parts import lines_of, normalised, some
+from linvit.checks import some
+from linvit.data.parts import lines_of, normalised
 
 __all__ = ["CITYSCAPES", "VOC", "Legend", "read_legend", "read_palette"]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from linvit.checks import some
 from linvit.data.images import UnreadableImage
 from linvit.data.legends import CLASS_FILES, Legend, read_legend
 from linvit.data.mask_layouts import MaskPart
 from linvit.data.masks import MaskFiles, is_jpeg
-from linvit.data.parts import some
 
 __all__ = ["legend_of"]
 

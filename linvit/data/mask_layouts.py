@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from linvit.checks import some
 from linvit.data.box_layouts import find_json
 from linvit.data.coco import CocoFile, read_coco
 from linvit.data.drawn_masks import DrawnMasks
@@ -15,7 +16,7 @@ from linvit.data.images import holds_images, images_below
 from linvit.data.layouts import Found, Layout, find_layout, part_to_evaluate, parts_to_train
 from linvit.data.legends import CITYSCAPES, VOC, Legend
 from linvit.data.masks import MaskFiles
-from linvit.data.parts import ALL, PARTS, below, normalised, only_folder, part_named, some, split_off, subfolders
+from linvit.data.parts import ALL, PARTS, below, normalised, only_folder, part_named, split_off, subfolders
 from linvit.data.voc import image_lists
 
 __all__ = ["LAYOUTS", "MaskPart", "find_masks", "masks_to_evaluate", "masks_to_train"]

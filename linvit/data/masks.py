@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from linvit.checks import some
 from linvit.data.images import UnreadableImage, why_unreadable
-from linvit.data.parts import some
 
 __all__ = ["IGNORED", "MaskCode", "MaskFiles", "load_mask"]
 

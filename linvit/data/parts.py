@@ -5,7 +5,7 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from linvit.data.images import images_below
@@ -22,7 +22,6 @@ __all__ = [
     "normalised",
     "only_folder",
     "part_named",
-    "some",
     "split_off",
     "subfolders",
     "subset_names",
@@ -205,13 +204,6 @@ def fingerprint(path: str) -> str:
     """Return what tells a file's content from others: a hash of its size and beginning."""
     with open(path, "rb") as file:
         return hashlib.blake2b(f"{os.path.getsize(path)}:".encode() + file.read(HEAD), digest_size=16).hexdigest()
-
-
-def some(names: Iterable[str], most: int = 5) -> str:
-    """Name the first few of a list."""
-    listed = list(names)
-    shown = ", ".join(listed[:most]) or "none"
-    return f"{shown} and {len(listed) - most:,} more" if len(listed) > most else shown
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, str]]:

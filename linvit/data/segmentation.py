@@ -33,7 +33,7 @@ class SegmentationData(VisionData):
         classes: Names of the classes in the order of their values in the masks, or their number; null: the names in
             classes.txt (one per line), a palette, or objectInfo150.txt (ADE20K's) in root.
         values: Mask value of each class, in order; null: 0, 1, 2, ..., or 0 and 255 where two classes have these.
-        ignore: Mask values that count for nothing, neither in training nor in figures.
+        ignore: Mask values that count for nothing, neither in training nor in metrics.
         reduce_zero_label: Mask value 0 counts for nothing and the classes start at 1, as in ADE20K.
         batch_size: Windows per batch and device; null: 16, or fewer where an epoch would have less than 8 updates.
         workers: Processes that load images, 0 for the main one; null: one per core, 16 at most.

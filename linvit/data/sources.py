@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from linvit.checks import some
 from linvit.data.datasets import (
     DIGITS,
     EVAL_FOLDERS,
@@ -24,7 +25,7 @@ from linvit.data.datasets import (
     split_folders,
 )
 from linvit.data.images import load_image
-from linvit.data.parts import fingerprint, held_out, some
+from linvit.data.parts import fingerprint, held_out
 from linvit.data.shards import Shards, are_shards, find_shards, listed_classes
 
 __all__ = ["Kind", "Source", "eval_dataset", "open_source", "warn_about"]

@@ -13,11 +13,12 @@ from typing import Any
 
 import yaml
 
+from linvit.checks import some
 from linvit.data.coco import CocoFile, Record
 from linvit.data.image_files import IMAGE_FOLDERS
 from linvit.data.images import image_size, images_below
 from linvit.data.loading import progress
-from linvit.data.parts import ALL, PARTS, lines_of, normalised, part_named, some, subfolders
+from linvit.data.parts import ALL, PARTS, lines_of, normalised, part_named, subfolders
 
 __all__ = ["find_yolo", "read_yolo"]
 

@@ -17,19 +17,19 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
-from linvit.checks import did_you_mean, require
+from linvit.checks import did_you_mean, require, some
 from linvit.tasks.compilation import WORTHWHILE, Compile, compiler_error, estimate_seconds
 from linvit.tasks.ema import WeightAverage
 
 log = logging.getLogger("linvit")
 
-__all__ = ["Stopwatch", "VisionTask", "agreed", "some"]
+__all__ = ["Stopwatch", "VisionTask", "agreed"]
 
 
 class VisionTask(LightningModule):
     """Trains a network; a task adds the network, the loss and the validation.
 
-    A subclass sets ``model``, and logs its figures as ``val/NAME``. This class logs ``train/loss`` (mean of the epoch),
+    A subclass sets ``model``, and logs its metrics as ``val/NAME``. This class logs ``train/loss`` (mean of the epoch),
     ``train/loss_step``, ``lr`` and ``train/images_per_second``.
 
     Args:
@@ -56,7 +56,7 @@ class VisionTask(LightningModule):
 
     Attributes:
         one_size: Whether all images that the network sees have the same size.
-        figures: What a validation logs (shares from 0 to 1, and ``loss``) with its heading; the first is watched.
+        metrics: What a validation logs (shares from 0 to 1, and ``loss``) with its heading; the first is watched.
         model: The network.
         unreadable: Paths of the image files that could not be read so far.
         stopwatch: Counts images and seconds.
@@ -66,7 +66,7 @@ class VisionTask(LightningModule):
     """
 
     one_size = False
-    figures: dict[str, str]
+    metrics: dict[str, str]
     model: nn.Module
 
     def __init__(
@@ -110,9 +110,9 @@ class VisionTask(LightningModule):
         self.train_loss = FiniteMean()
         self.compiled: bool | None = None  # not decided yet
 
-    def rank(self, figures: dict[str, float]) -> tuple[float, ...]:
-        """Return how good figures are: by the watched one, then by a lower loss; nothing measured is 0."""
-        watched, loss = figures.get(next(iter(self.figures)), 0.0), figures.get("loss", 0.0)
+    def rank(self, metrics: dict[str, float]) -> tuple[float, ...]:
+        """Return how good metrics are: by the watched one, then by a lower loss; nothing measured is 0."""
+        watched, loss = metrics.get(next(iter(self.metrics)), 0.0), metrics.get("loss", 0.0)
         return watched, -loss if math.isfinite(loss) else -math.inf
 
     def draw(self, folder: Path, classes: list[str]) -> None:
@@ -299,7 +299,7 @@ class VisionTask(LightningModule):
         if self.unreadable and self.trainer.is_global_zero:
             count = len(self.unreadable)
             warnings.warn(
-                f"{count} image {'file' if count == 1 else 'files'} could not be read: {some(self.unreadable)}",
+                f"{count} image {'file' if count == 1 else 'files'} could not be read: {some(self.unreadable, 3)}",
                 stacklevel=2,
             )
 
@@ -369,9 +369,3 @@ class Stopwatch:
 def agreed(trainer: Trainer, one: bool) -> bool:
     """Return whether something holds on any of the devices, so that all of them do the same."""
     return trainer.strategy.reduce_boolean_decision(one, all=False) if trainer.world_size > 1 else one
-
-
-def some(paths: dict[str, None], most: int = 3) -> str:
-    """Name the first few."""
-    names = ", ".join(list(paths)[:most])
-    return f"{names}, ..." if len(paths) > most else names

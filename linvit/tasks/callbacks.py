@@ -46,13 +46,13 @@ class KeepBest(Callback):
         """Save the weights if they are the best."""
         if trainer.sanity_checking:
             return
-        figures = {
+        metrics = {
             name.removeprefix("val/"): float(value)
             for name, value in trainer.callback_metrics.items()
             if name.startswith("val/")
         }
-        if not self.best or pl_module.rank(figures) > pl_module.rank(self.best):
-            self.best = figures | {"epoch": trainer.current_epoch + 1}
+        if not self.best or pl_module.rank(metrics) > pl_module.rank(self.best):
+            self.best = metrics | {"epoch": trainer.current_epoch + 1}
             self._save(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -61,11 +61,11 @@ class KeepBest(Callback):
             self._save(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best figures."""
+        """Return the best metrics."""
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the best figures of the run that is resumed."""
+        """Take the best metrics of the run that is resumed."""
         self.best = state_dict["best"]
 
     def _save(self, trainer: Any, task: Any) -> None:
@@ -244,7 +244,7 @@ class EpochLines(Callback):
             line += [f"train loss {metrics['train/loss']:.4f}"]
         if validated and "val/loss" in metrics:
             line += [f"val loss {metrics['val/loss']:.4f}"]
-        watched, heading = next(iter(task.figures.items()))
+        watched, heading = next(iter(task.metrics.items()))
         if validated and f"val/{watched}" in metrics:
             line += [f"{heading} {metrics[f'val/{watched}']:.2%}"]
         line += [f"{task.stopwatch.lap_rate:.1f} images/s"]

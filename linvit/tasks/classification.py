@@ -13,9 +13,9 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from linvit.checkpoints import WEIGHTS_NAME, load_checkpoint, load_model
-from linvit.checks import did_you_mean, require, require_numbers
+from linvit.checks import did_you_mean, require, require_numbers, some
 from linvit.inference.pictures.metrics import plot_confusion
-from linvit.tasks.base import VisionTask, agreed, some
+from linvit.tasks.base import VisionTask, agreed
 from linvit.tasks.distillation import Teacher, distillation_loss
 from linvit.tasks.run_folder import CONFUSION, saving
 from linvit.weights.hub import create_pretrained
@@ -104,7 +104,7 @@ class ClassificationTask(VisionTask):
             else None
         )
         self.teacher = Teacher(load_model(teacher), teacher_size) if teacher else None
-        self.figures = {"top1": "top-1", "top5": "top-5", "loss": "loss"}
+        self.metrics = {"top1": "top-1", "top5": "top-5", "loss": "loss"}
         self.val_loss = MeanMetric()
         self.val_accuracy = MetricCollection(
             {
@@ -167,7 +167,7 @@ class ClassificationTask(VisionTask):
     # Validation
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Add a batch to the figures."""
+        """Add a batch to the metrics."""
         self.unreadable.update(dict.fromkeys(batch["unreadable"]))
         if batch["image"] is None:
             return
@@ -179,9 +179,9 @@ class ClassificationTask(VisionTask):
             self.val_confusion.update(logits, target)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the figures of the whole validation."""
+        """Log the metrics of the whole validation."""
         if not agreed(self.trainer, self.val_loss.update_called):
-            raise ValueError(f"none of the validation images can be read, {some(self.unreadable)}")
+            raise ValueError(f"none of the validation images can be read, {some(self.unreadable, 3)}")
         for key, value in self.val_accuracy.compute().items():
             self.log(f"val/{key}", value, prog_bar=key == "top1")
         self.log("val/loss", self.val_loss.compute())

@@ -7,11 +7,12 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from linvit.checks import some
 from linvit.data.coco import Record
 from linvit.data.detection_sets import DetectionSet
 from linvit.heads.detection import DetectionModel, DetectorName
 from linvit.inference.coco import BOX_METRICS, MASK_METRICS, coco_metrics, coco_results
-from linvit.tasks.base import VisionTask, some
+from linvit.tasks.base import VisionTask
 
 
 class DetectionTask(VisionTask):
@@ -79,7 +80,7 @@ class DetectionTask(VisionTask):
             pretrained,
         )
         self.model.to(memory_format=torch.channels_last)
-        self.figures = (MASK_METRICS if self.model.has_masks else {}) | BOX_METRICS
+        self.metrics = (MASK_METRICS if self.model.has_masks else {}) | BOX_METRICS
         self._results: list[Record] = []
         self._seen: list[int] = []
         self.train()
@@ -115,19 +116,19 @@ class DetectionTask(VisionTask):
             self._results += coco_results(found, target["image_id"], dataset)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the figures of the whole validation."""
+        """Log the metrics of the whole validation."""
         results, seen = self._gathered()
         self._results, self._seen = [], []
         if not seen:
-            raise ValueError(f"none of the validation images can be read, {some(self.unreadable)}")
+            raise ValueError(f"none of the validation images can be read, {some(self.unreadable, 3)}")
         truth = self._validated_on().truth
         for kind, names in (("bbox", BOX_METRICS), ("segm", MASK_METRICS)):
-            if not names.keys() <= self.figures.keys():
+            if not names.keys() <= self.metrics.keys():
                 continue
             counted = coco_metrics(truth, results, seen, kind).overall  # type: ignore[arg-type]
             for name, value in zip(names, counted.values(), strict=True):
                 if value is not None:
-                    self.log(f"val/{name}", value, prog_bar=name == next(iter(self.figures)))
+                    self.log(f"val/{name}", value, prog_bar=name == next(iter(self.metrics)))
 
     def _validated_on(self) -> DetectionSet:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]

@@ -18,10 +18,10 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from linvit.checkpoints import load_model
-from linvit.checks import require
+from linvit.checks import require, some
 from linvit.data.loading import progress
 from linvit.heads.features import bare, width
-from linvit.tasks.base import VisionTask, agreed, some
+from linvit.tasks.base import VisionTask, agreed
 from linvit.tasks.classification import create_network
 from linvit.tasks.distillation import resized
 from linvit.tasks.features import Explained, FeatureTeacher, Student, paired, pooled
@@ -103,7 +103,7 @@ class PretrainTask(VisionTask):
         one_stride = len({ours.stride for ours, _ in pairs}) < len(pairs)
         maps = [f"block{ours.index}" if one_stride else f"stride{ours.stride}" for ours, _ in pairs]
         self.compared = ["summary", *maps]
-        self.figures = {"explained": "explained", "loss": "loss"}
+        self.metrics = {"explained": "explained", "loss": "loss"}
         self.val_loss = MeanMetric()
         self.val_explained = Explained(len(self.compared))
         self._moments: list[tuple[Tensor, Tensor]] = []  # of the teacher's channels; no buffers, which are averaged
@@ -167,7 +167,7 @@ class PretrainTask(VisionTask):
                 if batch["image"] is not None:
                     sums.append([_moments_of(each) for each in self._heard(batch["image"].to(self.device))])
             if not sums:
-                raise ValueError(f"none of the images to learn from can be read, {some(self.unreadable)}")
+                raise ValueError(f"none of the images to learn from can be read, {some(self.unreadable, 3)}")
             for each in zip(*sums, strict=True):
                 count, total, square = torch.stack(each).sum(dim=0).chunk(3)
                 mean = total / count
@@ -245,7 +245,7 @@ class PretrainTask(VisionTask):
     # Validation
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Add a batch to the figures."""
+        """Add a batch to the metrics."""
         self.unreadable.update(dict.fromkeys(batch["unreadable"]))
         if batch["image"] is None:
             return
@@ -254,9 +254,9 @@ class PretrainTask(VisionTask):
         self.val_explained.update(said, targets)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the figures of the whole validation."""
+        """Log the metrics of the whole validation."""
         if not agreed(self.trainer, self.val_loss.update_called):
-            raise ValueError(f"none of the validation images can be read, {some(self.unreadable)}")
+            raise ValueError(f"none of the validation images can be read, {some(self.unreadable, 3)}")
         explained = self.val_explained.compute()
         self.log("val/explained", explained.mean(), prog_bar=True)
         for name, value in zip(self.compared, explained, strict=True):

@@ -200,7 +200,7 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Add figures to the row of a step."""
+        """Add metrics to the row of a step."""
         if self._end is None:
             self._open()
         if self._row.get("step") != str(step or 0):

@@ -9,11 +9,11 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from linvit.checks import require
+from linvit.checks import require, some
 from linvit.data.masks import IGNORED
 from linvit.heads.segmentation import DecoderName, Segmenter
 from linvit.inference.iou import segmentation_metrics
-from linvit.tasks.base import VisionTask, agreed, some
+from linvit.tasks.base import VisionTask, agreed
 
 __all__ = ["SegmentationTask"]
 
@@ -64,7 +64,7 @@ class SegmentationTask(VisionTask):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.figures = {"miou": "mIoU", "macc": "mAcc", "aacc": "aAcc", "loss": "loss"}
+        self.metrics = {"miou": "mIoU", "macc": "mAcc", "aacc": "aAcc", "loss": "loss"}
         require(num_classes <= IGNORED, "num_classes", num_classes, f"at most {IGNORED}")
         self.model = Segmenter(
             num_classes, name, backbone, backbone_args, decoder_args, window, stride, pretrained=pretrained
@@ -91,7 +91,7 @@ class SegmentationTask(VisionTask):
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Add a batch to the figures."""
+        """Add a batch to the metrics."""
         self.unreadable.update(dict.fromkeys(batch["unreadable"]))
         if batch["image"] is None:
             return
@@ -101,13 +101,13 @@ class SegmentationTask(VisionTask):
         self.val_confusion.update(logits.argmax(dim=1), target)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the figures of the whole validation."""
+        """Log the metrics of the whole validation."""
         if not agreed(self.trainer, self.val_confusion.update_called):
-            raise ValueError(f"none of the validation images can be read with its mask, {some(self.unreadable)}")
+            raise ValueError(f"none of the validation images can be read with its mask, {some(self.unreadable, 3)}")
         self.confusion = self.val_confusion.compute()
-        figures = segmentation_metrics(self.confusion)
+        metrics = segmentation_metrics(self.confusion)
         for key in ("miou", "macc", "aacc"):
-            self.log(f"val/{key}", getattr(figures, key), prog_bar=key == "miou")
+            self.log(f"val/{key}", getattr(metrics, key), prog_bar=key == "miou")
         self.log("val/loss", self.val_loss.compute())
         self.val_loss.reset()
         self.val_confusion.reset()

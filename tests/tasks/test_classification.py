@@ -204,7 +204,7 @@ def test_validation_broken_off_leaves_the_trained_weights_in_place() -> None:
     assert not torch.equal(average.module.model.conv_stem.weight, made.model.conv_stem.weight)  # ty: ignore
 
 
-def test_figures_are_means_over_images_and_unreadable_files_are_reported_once() -> None:
+def test_metrics_are_means_over_images_and_unreadable_files_are_reported_once() -> None:
     made = task()
     held_out: list[Any] = [*batches(2, 5, seed=1), *batches(1, 2, seed=2)]
     held_out[0]["unreadable"] = ["a.png"]
@@ -212,7 +212,9 @@ def test_figures_are_means_over_images_and_unreadable_files_are_reported_once() 
     held_out.append({"image": None, "target": torch.empty(0, dtype=torch.int64), "unreadable": ["c.png", "d.png"]})
     train = [*batches(2), {"image": None, "target": torch.empty(0, dtype=torch.int64), "unreadable": []}]
     runner = trainer()
-    with pytest.warns(UserWarning, match=r"^4 image files could not be read: a\.png, b\.png, c\.png, \.\.\.$") as said:
+    with pytest.warns(
+        UserWarning, match=r"^4 image files could not be read: a\.png, b\.png, c\.png and 1 more$"
+    ) as said:
         runner.fit(made, loader(train), loader(held_out))
     assert sum("could not be read" in str(warning.message) for warning in said) == 1
     made.eval()

@@ -91,8 +91,8 @@ def test_an_image_that_two_devices_had_counts_once(monkeypatch: pytest.MonkeyPat
 def test_better_is_a_higher_ap_of_masks_where_there_are_some() -> None:
     few = {"box_batch_size_per_image": 8}
     masks = task(name="mask_rcnn", detector_args=few)
-    assert next(iter(masks.figures)) == "mask_ap"
+    assert next(iter(masks.metrics)) == "mask_ap"
     assert masks.rank({"mask_ap": 0.4, "ap": 0.1}) > masks.rank({"mask_ap": 0.3, "ap": 0.9})
     boxes = task()
-    assert next(iter(boxes.figures)) == "ap"
+    assert next(iter(boxes.metrics)) == "ap"
     assert boxes.rank({"ap": 0.1}) > boxes.rank({})  # nothing was there to find
