@@ -6,6 +6,8 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
 
 from linvit.bench.on_device import DeviceTime
 from linvit.bench.run import Measurement
@@ -28,16 +30,36 @@ def plot_accuracy(
         for m in group:
             model = m.contender.model
             lower, middle, upper = (1e3 * seconds for seconds in m.latency)
-            colour, below = ("#6b7280", 4) if model in peers else ("#2563eb", -11)
+            colour = "#6b7280" if model in peers else "#2563eb"
             spread = [[middle - lower], [upper - middle]]
             axes.errorbar(middle, top1[model], xerr=spread, fmt="o", markersize=5, color=colour)
-            point = (middle, top1[model])
-            axes.annotate(model, point, xytext=(4, below), textcoords="offset points", fontsize=8, color=colour)
+            axes.annotate(model, (middle, top1[model]), (4, 4), textcoords="offset points", fontsize=8, color=colour)
         axes.set_title(label, fontsize=9)
         axes.margins(x=0.25, y=0.1)
         axes.set_xlabel("milliseconds for one image")
     panels[0].set_ylabel("published ImageNet-1K top-1 (%)")
+    for axes in panels:
+        _spread_labels(axes)
     save_picture(figure, out_png)
+
+
+_OFFSETS = [(x, y, "left" if x > 0 else "right") for y in (4, -11, 15, -22, 26, -33) for x in (4, -4)]
+"""Where a label may stand beside its point, in points of type, the nearest first."""
+
+
+def _spread_labels(axes: Axes) -> None:
+    """Move each label of a point to the nearest place within the panel where it covers no point and no other label."""
+    axes.figure.draw_without_rendering()  # places and sizes are known only then
+    labels = sorted((text for text in axes.texts if isinstance(text, Annotation)), key=lambda text: text.xy)
+    taken = [Bbox.from_bounds(x - 3, y - 3, 6, 6) for x, y in (axes.transData.transform(label.xy) for label in labels)]
+    for label in labels:
+        for x, y, side in _OFFSETS:
+            label.set(position=(x, y), horizontalalignment=side)
+            box = label.get_window_extent()
+            inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1
+            if inside and not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
 
 
 def plot_resolution(measurements: Sequence[Measurement], out_png: Path) -> None:
