@@ -38,6 +38,7 @@ def plot_accuracy(
         axes.margins(x=0.25, y=0.1)
         axes.set_xlabel("milliseconds for one image")
     panels[0].set_ylabel("published ImageNet-1K top-1 (%)")
+    figure.draw_without_rendering()  # places and sizes are known only then
     for axes in panels:
         _spread_labels(axes)
     save_picture(figure, out_png)
@@ -49,7 +50,6 @@ _OFFSETS = [(x, y, "left" if x > 0 else "right") for y in (4, -11, 15, -22, 26, 
 
 def _spread_labels(axes: Axes) -> None:
     """Move each label of a point to the nearest place within the panel where it covers no point and no other label."""
-    axes.figure.draw_without_rendering()  # places and sizes are known only then
     labels = sorted((text for text in axes.texts if isinstance(text, Annotation)), key=lambda text: text.xy)
     taken = [Bbox.from_bounds(x - 3, y - 3, 6, 6) for x, y in (axes.transData.transform(label.xy) for label in labels)]
     for label in labels:
