@@ -268,6 +268,21 @@ def families() -> str:
     return markdown(head, rows)
 
 
+def allocator() -> str:
+    rows = []
+    for workload in values("allocator", "workload"):
+        system, keep = ([c.raw for c in record("allocator").select(workload=workload, allocator=a)] for a in SETTINGS)
+        before, after = (
+            statistics.median(second for raw in runs for second in raw["seconds"]) for runs in (system, keep)
+        )
+        peaks = [statistics.median(raw["peak_bytes"] for raw in runs) / MIB for runs in (system, keep)]
+        rows.append([workload, f"{before:.2f}", f"{after:.2f}", f"{before / after:.2f}", *(f"{p:,.0f}" for p in peaks)])
+    return markdown(["", "system, s", "kept, s", "ratio", "system, MiB", "kept, MiB"], rows)
+
+
+SETTINGS = ("system", "keep")
+
+
 def evidence_flatten() -> str:
     return markdown(evidence.HEAD, evidence.flatten())
 
@@ -327,6 +342,7 @@ TABLES: dict[str, Callable[[], str]] = {
         care_peers,
         care_speed,
         care_steps,
+        allocator,
         dense_memory,
         distillation,
         evidence_care,
