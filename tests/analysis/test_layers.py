@@ -185,7 +185,7 @@ import resource, sys, torch, timm
 import linvit
 from linvit.analysis import attention_of, attention_received, visit_layers
 name, size = sys.argv[1], int(sys.argv[2])
-arguments = {"img_size": size} if "vit_" in name or name.startswith("swin") else {}
+arguments = {"img_size": size} if name.startswith(("vit", "deit", "swin")) else {}
 model = timm.create_model(name, **arguments).eval()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 layers = visit_layers(
