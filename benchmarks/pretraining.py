@@ -24,9 +24,7 @@ import hashlib
 import json
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from linvit.bench.process import run_command
 from linvit.bench.records import Record
 from linvit.checkpoints import class_names, load_model
 from linvit.data import collate
@@ -48,17 +47,11 @@ FINE_TUNING = {"100": 4, "10": 15, "1": 60}
 
 def command(*arguments: str, threads: int = 1) -> tuple[dict[str, Any], float]:
     """Run linvit; return the JSON that it prints and the processor seconds that it took."""
-    with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "linvit", *arguments, "--json"],
-            stdout=said,
-            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        if code := os.waitstatus_to_exitcode(status):
-            raise SystemExit(f"linvit {' '.join(arguments)} ended with {code}")
-        said.seek(0)
-        return json.loads(said.read()), usage.ru_utime + usage.ru_stime
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    code, printed, seconds = run_command([sys.executable, "-m", "linvit", *arguments, "--json"], env=environment)
+    if code or seconds is None:
+        raise SystemExit(f"linvit {' '.join(arguments)} ended with {code}")
+    return json.loads(printed), seconds
 
 
 def train(out: Path, data: Path, seed: int, epochs: int, *more: str) -> tuple[dict[str, Any], float]:

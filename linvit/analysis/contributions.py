@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from linvit.analysis.views import check_image
+from linvit.attention import CareTokenMixer
 from linvit.models.care import CareBlock
 
 __all__ = ["GROUPS", "care_contributions"]
@@ -35,7 +36,7 @@ def care_contributions(model: nn.Module, image: Tensor) -> list[dict[str, Any]]:
         ValueError: This is no CARE model, or not one image.
     """
     check_image(image)
-    blocks = [(name, module) for name, module in model.named_modules() if isinstance(module, CareBlock)]
+    blocks = [(name, module) for name, module in model.named_modules() if has_groups(module)]
     if not blocks:
         raise ValueError(f"{type(model).__name__} has no groups of channels; CARE models have")
     found: list[dict[str, Any]] = []
@@ -63,6 +64,11 @@ def care_contributions(model: nn.Module, image: Tensor) -> list[dict[str, Any]]:
         for handle in handles:
             handle.remove()
     return found
+
+
+def has_groups(module: nn.Module) -> bool:
+    """Tell whether a module is a block with the groups of :data:`GROUPS`."""
+    return isinstance(module, CareBlock) and isinstance(module.token_mixer, CareTokenMixer) and module.split[0] > 0
 
 
 def _scaled(block: CareBlock, result: Tensor) -> Tensor:

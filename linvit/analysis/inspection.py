@@ -10,7 +10,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
-from linvit.analysis.contributions import care_contributions
+from linvit.analysis.contributions import care_contributions, has_groups
 from linvit.analysis.gradients import effective_receptive_field, grad_cam
 from linvit.analysis.layer import Layer, strides_of
 from linvit.analysis.maps import fine_maps
@@ -25,7 +25,6 @@ from linvit.analysis.measures import (
 )
 from linvit.checkpoints import class_names
 from linvit.heads import DenseModel
-from linvit.models.care import CareBlock
 
 __all__ = ["Eye", "Inspection", "LayerRecord"]
 
@@ -202,7 +201,7 @@ class Eye:
                 logits = self.model(pixels)
             if logits.ndim == 2:
                 self._classify(result, logits.float().softmax(dim=1)[0], pixels, target)
-        if any(isinstance(module, CareBlock) for module in self.model.modules()):
+        if any(map(has_groups, self.model.modules())):
             result.groups = care_contributions(self.model, pixels)
         return result
 

@@ -1,7 +1,7 @@
 """Attention mechanisms as modules over :mod:`linvit.ops`, one file each."""
 
 from linvit.attention._common import TokenAttention
-from linvit.attention.care import CareTokenMixer, DualInteraction
+from linvit.attention.care import CareTokenMixer, DualInteraction, StackedTokenMixer
 from linvit.attention.focused import FocusedLinearAttention
 from linvit.attention.key_only import INTERACTIONS, KeyOnlyAttention
 from linvit.attention.linear import LinearAttention
@@ -18,6 +18,7 @@ __all__ = [
     "KeyOnlyAttention",
     "LinearAttention",
     "SoftmaxAttention",
+    "StackedTokenMixer",
     "StripeAttention",
     "TokenAttention",
     "WindowAttention",

@@ -1,14 +1,41 @@
-"""Peak memory of one contender, in a process of its own: ``python -m linvit.bench.process CONTENDER FOLDER``."""
+"""What a process of its own takes: processor time of a command, and a contender's peak memory.
+
+``python -m linvit.bench.process CONTENDER FOLDER`` is the process whose memory is measured.
+"""
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from linvit.bench.contenders import Contender, images_of
 from linvit.bench.memory import peak_memory
 
-__all__ = ["contender_memory"]
+__all__ = ["contender_memory", "run_command"]
+
+
+def run_command(command: Sequence[str], **options: Any) -> tuple[int, str, float | None]:
+    """Run a command to its end.
+
+    Args:
+        command: The program and its arguments.
+        **options: Of ``subprocess.Popen``, but for ``stdout`` and ``text``.
+
+    Returns:
+        Exit status, what it printed, and the processor seconds that it and its children took; None where the system
+        does not tell (Windows).
+    """
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options) as process:
+        assert process.stdout is not None
+        printed = process.stdout.read()
+        if not hasattr(os, "wait4"):
+            return process.wait(), printed, None
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        return process.returncode, printed, usage.ru_utime + usage.ru_stime
 
 
 def contender_memory(contender: Contender, folder: Path) -> int:

@@ -11,7 +11,7 @@ import yaml
 
 from linvit.cli.common import Parser, at_least, print_json, print_rows
 from linvit.files import atomic_write
-from linvit.studies.report import chart, comparisons, speeds, table
+from linvit.studies.report import chart, comparisons, processor_time, speeds, table
 from linvit.studies.run import RECORD, run_study
 from linvit.studies.study import read_study
 
@@ -47,18 +47,23 @@ def run(argv: Sequence[str]) -> int:
     rows = speeds(record) if study.bench else table(study, record)
     if not study.bench:
         chart(study, record, out / "chart.png")
+    total = processor_time([cell.raw for cell in record.cells])
     with atomic_write(out / "table.md") as temporary:
-        temporary.write_text(_markdown(rows) + "".join(f"\n- {one.words()}" for one in found) + "\n")
+        differences = "".join(f"\n- {one.words()}" for one in found)
+        temporary.write_text(f"{_markdown(rows)}{differences}\n\nProcessor time in all: {total}.\n")
     if args.json:
-        differences = [
+        apart = [
             {"one": one.one, "other": one.other, "n": one.n, "mean": one.mean, "interval": one.interval}
             for one in found
         ]
-        print_json({"study": study.name, "folder": str(out), "rows": rows, "differences": differences})
+        print_json(
+            {"study": study.name, "folder": str(out), "rows": rows, "differences": apart, "processor_time": total}
+        )
         return 0
     print_rows(rows)
     for one in found:
         print(one.words())
+    print(f"processor time in all: {total}")
     print(f"{out}: {RECORD}, table.md{'' if study.bench else ', chart.png'}, runs/")
     return 0
 

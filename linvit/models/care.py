@@ -17,12 +17,14 @@ from timm.layers import DropPath, calculate_drop_path_rates, trunc_normal_
 from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from torch import nn
 
-from linvit.attention.care import CareTokenMixer, DualInteraction
+from linvit.attention.care import CareTokenMixer, DualInteraction, StackedTokenMixer
 from linvit.models.builder import build_model
 from linvit.models.configs import FEATURES, imagenet_cfg
 from linvit.models.pyramid import Pyramid
 
 __all__ = ["Care"]
+
+MIXING = {"decoupled": CareTokenMixer, "stacked": StackedTokenMixer}
 
 
 class PatchConv2d(nn.Conv2d):
@@ -50,28 +52,32 @@ class CareBlock(nn.Module):
         layer_scale_init_value: Start of the per-channel scale of the block's result.
         project: False for the last block of the model, which returns ``ratios[1] * 4g`` channels and has neither
             layer scale nor shortcut.
+        mixing: Of :data:`MIXING`.
+        memory: False leaves the memory out; the block is ``3g`` wide then.
     """
 
     def __init__(
         self,
         dim: int,
         head_dim: int | None,
-        ratios: tuple[int, int],
+        ratios: tuple[float, float],
         proj_drop: float = 0.0,
         drop_path: float = 0.0,
         layer_scale_init_value: float = 1e-6,
         project: bool = True,
+        mixing: str = "decoupled",
+        memory: bool = True,
         device=None,
         dtype=None,
     ):
         dd = {"device": device, "dtype": dtype}
         super().__init__()
-        self.split = (dim, 3 * dim)
-        self.token_mixer = CareTokenMixer(dim, head_dim, **dd)
-        self.inter_layer = DualInteraction(dim, ratios, drop=proj_drop, project=project, **dd)
+        self.split = (dim if memory else 0, 3 * dim)
+        self.token_mixer = MIXING[mixing](dim, head_dim, **dd)
+        self.inter_layer = DualInteraction(dim, ratios, drop=proj_drop, project=project, memory=memory, **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
         self.layer_scale_init_value = layer_scale_init_value
-        self.gamma = nn.Parameter(torch.empty(4 * dim, **dd)) if project else None
+        self.gamma = nn.Parameter(torch.empty(sum(self.split), **dd)) if project else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -93,9 +99,10 @@ class CareStage(nn.Module):
 
     Args:
         in_chans: Channels that come in.
+        width: Channels of the blocks.
         dim: Width ``g`` of one channel group of the blocks.
         drop_paths: Stochastic depth rate of each block; its length is the depth.
-        downsample: Halve the map first (and take it from ``in_chans`` to ``4 * dim`` channels).
+        downsample: Halve the map first (and take it from ``in_chans`` to ``width`` channels).
         last: The stage ends the model: its last block returns the expanded width.
         **block_args: Further arguments of :class:`CareBlock`.
     """
@@ -103,6 +110,7 @@ class CareStage(nn.Module):
     def __init__(
         self,
         in_chans: int,
+        width: int,
         dim: int,
         drop_paths: list[float],
         downsample: bool,
@@ -116,7 +124,7 @@ class CareStage(nn.Module):
         self.grad_checkpointing = False
         self.downsample = nn.Sequential()
         if downsample:
-            self.downsample.extend([nn.BatchNorm2d(in_chans, **dd), PatchConv2d(in_chans, 4 * dim, 2, **dd)])
+            self.downsample.extend([nn.BatchNorm2d(in_chans, **dd), PatchConv2d(in_chans, width, 2, **dd)])
         self.blocks = nn.Sequential(
             *(
                 CareBlock(dim, drop_path=rate, project=not (last and i == len(drop_paths) - 1), **block_args, **dd)
@@ -162,7 +170,7 @@ class Care(Pyramid):
     Args:
         depths: Blocks per stage.
         dims: Width ``g`` of one channel group per stage; a stage is ``4g`` wide.
-        ratios: Expansion ratios of the dual interaction, two per stage.
+        ratios: Expansion ratios of the dual interaction, two per stage; widths are rounded down.
         head_dims: Channels per attention head, per stage; None mixes the global group by convolution.
         in_chans: Channels of the image.
         num_classes: Classes; 0 leaves the heads out.
@@ -172,7 +180,12 @@ class Care(Pyramid):
         drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
         layer_scale_init_value: Start of the layer scale. The published 1e-6 is made for 300 epochs; short runs
             converge faster from 0.1 to 1.
+        mixing: "decoupled", or "stacked" to compare with: all features through each of the mixers in turn.
+        memory: False, to compare with, leaves the memory out: a stage is ``3g`` wide.
         img_size: Accepted from timm's factory and unused: nothing in the model depends on the image's size.
+
+    Raises:
+        ValueError: There is no such mixing.
 
     The model has two classifiers, ``head`` and ``dist_head`` (for distillation). Its output is their mean, or after
     ``set_distilled_training(True)``, in training mode, the pair.
@@ -182,7 +195,7 @@ class Care(Pyramid):
         self,
         depths: tuple[int, ...] = (2, 4, 8, 4),
         dims: tuple[int, ...] = (8, 16, 32, 64),
-        ratios: tuple[tuple[int, int], ...] = ((2, 2), (2, 4), (4, 4), (4, 4)),
+        ratios: tuple[tuple[float, float], ...] = ((2, 2), (2, 4), (4, 4), (4, 4)),
         head_dims: tuple[int | None, ...] = (None, None, 16, 32),
         in_chans: int = 3,
         num_classes: int = 1000,
@@ -191,20 +204,26 @@ class Care(Pyramid):
         proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 1e-6,
+        mixing: str = "decoupled",
+        memory: bool = True,
         img_size: int | tuple[int, int] | None = None,
         device=None,
         dtype=None,
     ):
         dd = {"device": device, "dtype": dtype}
-        stem = nn.Sequential(PatchConv2d(in_chans, 4 * dims[0], 4, **dd), nn.BatchNorm2d(4 * dims[0], **dd))
+        if mixing not in MIXING:
+            raise ValueError(f"mixing must be one of {', '.join(MIXING)}, got {mixing!r}")
+        groups = 4 if memory else 3
+        width = groups * dims[0]
+        stem = nn.Sequential(PatchConv2d(in_chans, width, 4, **dd), nn.BatchNorm2d(width, **dd))
         stages, widths = [], []
-        width = 4 * dims[0]
         rates: list = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         for i, dim in enumerate(dims):
             last = i == len(dims) - 1
             stages.append(
                 CareStage(
                     width,
+                    groups * dim,
                     dim,
                     drop_paths=rates[i],
                     downsample=i > 0,
@@ -213,10 +232,12 @@ class Care(Pyramid):
                     ratios=ratios[i],
                     proj_drop=proj_drop_rate,
                     layer_scale_init_value=layer_scale_init_value,
+                    mixing=mixing,
+                    memory=memory,
                     **dd,
                 )
             )
-            width = 4 * dim * (ratios[i][1] if last else 1)
+            width = int(groups * dim * (ratios[i][1] if last else 1))
             widths.append(width)
         super().__init__(stages, widths, nn.Identity(), in_chans, num_classes, global_pool, drop_rate, stem, **dd)
         self.distilled_training = False

@@ -15,7 +15,7 @@ from linvit.bench.records import Record
 from linvit.files import atomic_write
 from linvit.studies.study import Study
 
-__all__ = ["Difference", "chart", "comparisons", "difference", "speeds", "table"]
+__all__ = ["Difference", "chart", "comparisons", "difference", "processor_time", "speeds", "table"]
 
 SURE = 0.95
 
@@ -97,10 +97,19 @@ def table(study: Study, record: Record) -> list[dict[str, str]]:
                 "parameters": f"{runs[0]['parameters']:,}",
                 "MACs": f"{runs[0]['macs'] / 1e6:.1f} M" if runs[0]["macs"] else "-",
                 "images/s": f"{statistics.mean(rates):.0f}" if rates else "-",
+                "processor time": processor_time(runs),
             }
             | _evaluated(study, runs)
         )
     return rows
+
+
+def processor_time(runs: Sequence[dict[str, Any]]) -> str:
+    """Return the processor time of runs together; at least that, where a run was not seen to its end."""
+    known = [run["processor_seconds"] for run in runs if run.get("processor_seconds")]
+    if not known:
+        return "-"
+    return f"{'' if len(known) == len(runs) else 'at least '}{sum(known) / 60:.1f} min"
 
 
 def _evaluated(study: Study, runs: list[dict[str, Any]]) -> dict[str, str]:

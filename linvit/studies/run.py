@@ -11,6 +11,7 @@ import queue
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 import yaml
 
+from linvit.bench.process import run_command
 from linvit.bench.records import Record
 from linvit.catalogue import count_macs
 from linvit.checkpoints import load_model
@@ -39,6 +41,7 @@ __all__ = ["RECORD", "run_study"]
 
 RECORD = "record.json"
 INTERRUPTED = 130
+BEGUN = "begun"
 
 
 def run_study(
@@ -173,12 +176,19 @@ def _cell(study: Study, out: Path, arm: str, seed: int, threads: int, gpu: int) 
             data = (study.base.get("data") or {}).get("root") or "mnist5k"
             said = _linvit(["eval", str(folder), str(data), *given, "--json"], log, environment, lock)
             evaluations[" ".join(given)] = json.loads(said)
-    raw = _result(folder, study.metric)
+    raw = _result(folder, study.metric) | {"processor_seconds": _spent(log)}
     return raw | ({"evaluations": evaluations} if evaluations else {})
 
 
+def _spent(log: Path) -> float | None:
+    """Return the processor seconds of all commands of a log; None where one was not seen to its end."""
+    lines = log.with_suffix(".seconds").read_text().split()
+    begun = lines.count(BEGUN)
+    return sum(float(line) for line in lines if line != BEGUN) if 2 * begun == len(lines) else None
+
+
 def _linvit(arguments: list[str], log: Path, environment: dict[str, str], lock: int | None) -> str:
-    """Run a command; what it prints is returned, what it says goes into the log.
+    """Run a command; what it prints is returned, what it says goes into the log, its processor time beside that.
 
     Raises:
         CalledProcessError: It failed; its ``stderr`` is the last line that it said.
@@ -186,14 +196,17 @@ def _linvit(arguments: list[str], log: Path, environment: dict[str, str], lock: 
     """
     command = [sys.executable, "-m", "linvit", *arguments]
     keep = () if lock is None else (lock,)  # the lock is held for as long as the run lives, whatever becomes of us
-    with log.open("a") as said:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=said, text=True, env=environment, pass_fds=keep)
-    if done.returncode == INTERRUPTED:
+    with log.open("a") as said, log.with_suffix(".seconds").open("a", buffering=1) as seconds:
+        print(BEGUN, file=seconds)
+        returncode, printed, spent = run_command(command, stderr=said, env=environment, pass_fds=keep)
+        if spent is not None:
+            print(spent, file=seconds)
+    if returncode == INTERRUPTED:
         raise KeyboardInterrupt("interrupted; the same command goes on")
-    if done.returncode:
+    if returncode:
         lines = log.read_text().strip().splitlines() or ["it said nothing"]
-        raise subprocess.CalledProcessError(done.returncode, command, stderr=lines[-1])
-    return done.stdout
+        raise subprocess.CalledProcessError(returncode, command, stderr=lines[-1])
+    return printed
 
 
 def _result(folder: Path, metric: str) -> dict[str, Any]:
@@ -247,10 +260,12 @@ def _measure(study: Study, record: Record, arms: Sequence[str] | dict[str, Any],
     """Measure speeds, one arm after the other: beside others none would be true."""
     for arm in arms:
         command = [sys.executable, "-m", "linvit", "bench", *study.bench[arm].split(), "--json"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise ValueError(f"{arm}: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}")
-        record.add({"arm": arm, "seed": study.seeds[0]}, json.loads(done.stdout))
+        with tempfile.TemporaryFile("w+") as said:
+            returncode, printed, spent = run_command(command, stderr=said)
+            said.seek(0)
+            if returncode:
+                raise ValueError(f"{arm}: {(said.read().strip().splitlines() or ['it said nothing'])[-1]}")
+        record.add({"arm": arm, "seed": study.seeds[0]}, json.loads(printed) | {"processor_seconds": spent})
         tell(f"{arm}: measured")
 
 

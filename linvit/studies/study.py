@@ -1,6 +1,6 @@
 """What a study is: a YAML file with the settings that all arms share, what the arms change, seeds and what is equal."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +9,10 @@ from typing import Any
 import timm
 import torch
 import yaml
+from torch import nn
 
 from linvit import recipes
+from linvit.catalogue import count_macs
 from linvit.checks import did_you_mean
 
 __all__ = ["EQUAL", "Study", "changed", "read_study"]
@@ -18,6 +20,7 @@ __all__ = ["EQUAL", "Study", "changed", "read_study"]
 EQUAL = {
     "updates": "every arm is trained for as many updates",
     "parameters": "the arms' parameters are within 1 % of each other",
+    "macs": "the arms' multiply-accumulates for an image are within 1 % of each other",
     "time": "every arm gets as many epochs as fit into the time of the first one's, as measured before",
 }
 """What can be the same for all arms."""
@@ -39,7 +42,8 @@ class Study:
         seeds: Seeds of each arm.
         base: Settings of all arms, as a recipe has them.
         arms: Settings that each arm changes, by dotted name.
-        fit: A setting and values of it; each arm takes the one that brings its parameters nearest to the first arm's.
+        fit: A setting and values of it; each arm takes the one that brings its parameters (or multiply-accumulates,
+            whichever is to be equal and is farther off) nearest to the first arm's.
         compare: Pairs of arms whose difference is asked for; by default each arm and the first.
         evaluate: Options of ``linvit eval`` (``{"img-size": 160}``); each run is evaluated with each.
         bench: Arguments of ``linvit bench`` by arm, for a study that measures speed and trains nothing.
@@ -61,25 +65,28 @@ class Study:
         """Return the settings of an arm, as ``linvit train`` takes them in a file.
 
         Raises:
-            ValueError: Its parameters cannot be made those of the first arm.
+            ValueError: Its size or cost cannot be made that of the first arm.
         """
         settings = changed(self.base, self.arms[arm])
-        if "parameters" not in self.equal:
+        counts = [SIZES[name] for name in self.equal if name in SIZES]
+        if not counts:
             return settings
-        target = _parameters(self._fitted(next(iter(self.arms)), None))
-        best = self._fitted(arm, target)
-        if abs(_parameters(best) - target) > SHARE * target:
-            has = f"{arm} has {_parameters(best):,} parameters at best"
-            raise ValueError(f"{self.name}: {has}, which is not within 1 % of the first arm's {target:,}")
-        return best
+        first = changed(self.base, next(iter(self.arms.values())))
+        wanted = [count(first) for count in counts]
 
-    def _fitted(self, arm: str, target: int | None) -> dict[str, Any]:
-        settings = changed(self.base, self.arms[arm])
-        if target is None or not self.fit:
-            return settings
-        ((key, values),) = self.fit.items()
-        options = [changed(settings, {key: value}) for value in values]
-        return min(options, key=lambda option: abs(_parameters(option) - target))
+        def apart(option: dict[str, Any]) -> list[float]:
+            return [abs(count(option) / target - 1) for count, target in zip(counts, wanted, strict=True)]
+
+        options = [settings]
+        for key, values in self.fit.items():
+            options = [changed(settings, {key: value}) for value in values]
+        best = min(options, key=lambda option: max(apart(option)))
+        for count, target, share in zip(counts, wanted, apart(best), strict=True):
+            if share > SHARE:
+                name = next(name for name in SIZES if SIZES[name] is count)
+                has = f"{arm} has {count(best):,} {name} at best"
+                raise ValueError(f"{self.name}: {has}, which is not within 1 % of the first arm's {target:,}")
+        return best
 
 
 def read_study(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Study:
@@ -169,12 +176,24 @@ def _checked(path: Path, given: Any, overrides: Mapping[str, Any]) -> Study:
     )
 
 
-def _parameters(settings: Mapping[str, Any]) -> int:
-    """Count the parameters of a classifier with these settings, without building its weights."""
+def _network(settings: Mapping[str, Any]) -> nn.Module:
+    """Return a classifier with these settings, without its weights."""
     model = settings.get("model") or {}
     with torch.device("meta"):
-        network = timm.create_model(model.get("name", "care_s0"), num_classes=10, **model.get("model_args", {}))
-    return sum(parameter.numel() for parameter in network.parameters())
+        return timm.create_model(model.get("name", "care_s0"), num_classes=10, **model.get("model_args", {})).eval()
+
+
+def _parameters(settings: Mapping[str, Any]) -> int:
+    return sum(parameter.numel() for parameter in _network(settings).parameters())
+
+
+def _macs(settings: Mapping[str, Any]) -> int:
+    size = (settings.get("data") or {}).get("img_size", 224)
+    return count_macs(_network(settings), (3, size, size))
+
+
+SIZES: dict[str, Callable[[Mapping[str, Any]], int]] = {"parameters": _parameters, "macs": _macs}
+"""What of a model can be equal, and how it is counted."""
 
 
 def cells(study: Study, arms: Sequence[str] | None = None) -> Iterator[tuple[str, int]]:

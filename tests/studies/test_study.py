@@ -130,7 +130,7 @@ def test_a_study_trains_its_arms_once_and_says_what_came_out(tmp_path, linvit_co
     assert (out / "table.md").read_text().startswith("| arm | top1 |")
     assert (out / "runs" / "low-0" / "model.safetensors").is_file()
 
-    monkeypatch.setattr("linvit.studies.run.subprocess.run", lambda *args, **kwargs: pytest.fail("trained again"))
+    monkeypatch.setattr("linvit.studies.run.run_command", lambda *args, **kwargs: pytest.fail("trained again"))
     again = linvit_command("study", file, "--out", out, "--json")
     assert again.json["rows"] == said.json["rows"]
     other = linvit_command("study", file, "--out", out, "--trainer.max_epochs", "2")

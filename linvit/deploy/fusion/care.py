@@ -55,7 +55,11 @@ class FusedCare(Wrapper):
 
 
 class FusedCareStage(nn.Module):
-    """A stage without BatchNorms and layer scales; maps in and out are the trained stage's."""
+    """A stage without BatchNorms and layer scales; maps in and out are the trained stage's.
+
+    Attributes:
+        attends_in_groups: Whether attention mixes one of several groups, beside a memory.
+    """
 
     def __init__(self, stage: CareStage):
         super().__init__()
@@ -66,6 +70,8 @@ class FusedCareStage(nn.Module):
             assert isinstance(conv, PatchConv2d)
             self.downsample = _NormalisedPatches(norm, conv)
         self.blocks = nn.Sequential(*map(_FusedBlock, stage.blocks))  # type: ignore[arg-type]
+        mixer, memory = stage.blocks[0].token_mixer, stage.blocks[0].split[0]  # type: ignore[union-attr, index]
+        self.attends_in_groups = isinstance(mixer, CareTokenMixer) and mixer.num_heads > 0 and memory > 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, C, H, W]`` to ``[B, C', H', W']``."""
@@ -101,7 +107,8 @@ class _FusedBlock(nn.Module):
         super().__init__()
         inter: DualInteraction = block.inter_layer
         self.split = list(block.split)
-        self.mix = _FusedMixer(block.token_mixer)
+        mixer = block.token_mixer
+        self.mix = _FusedMixer(mixer) if isinstance(mixer, CareTokenMixer) else mixer
         scale_inputs(inter.inter1_fc1, *affine(inter.inter1_norm))
         scale_inputs(inter.inter2_fc1, *affine(inter.inter2_norm))
         self.expand1, self.local1, self.project1 = inter.inter1_fc1, inter.inter1_conv, inter.inter1_fc2

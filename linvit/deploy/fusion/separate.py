@@ -23,7 +23,7 @@ def separate_groups(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model)
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, FusedCareStage) and child.blocks[0].mix.num_heads:  # type: ignore[union-attr]
+            if isinstance(child, FusedCareStage) and child.attends_in_groups:
                 setattr(parent, name, _SeparateStage(child))
     return model.requires_grad_(False).eval()
 
