@@ -109,6 +109,15 @@ def test_fused_key_only_attention_computes_the_same(interaction):
     assert_same(model, fuse(model), *BOUNDS[1], sizes=SIZES[1:])
 
 
+@pytest.mark.parametrize("changes", [{"mixing": "stacked"}, {"memory": False}])
+def test_fused_care_that_is_there_to_compare_with_computes_the_same(changes):
+    small = {"depths": (1, 1, 2, 1), "dims": (4, 4, 16, 32), "num_classes": 5}
+    model = lived_in(timm.create_model("care_s0", **small, **changes))
+    fused = fuse(model)
+    assert_same(model, fused, *BOUNDS[1], sizes=SIZES[1:])
+    assert_same(model, separate_groups(fused), *BOUNDS[1], sizes=SIZES[1:])
+
+
 def test_report_counts_what_went():
     model = timm.create_model("care_s0", depths=(1, 1, 1, 1), dims=(4, 4, 16, 32))
     fused = fuse(model)

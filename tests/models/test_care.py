@@ -3,9 +3,12 @@
 import pytest
 import timm
 import torch
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from linvit.attention import StackedTokenMixer
 from linvit.models.care_reference import care_reference
+from linvit.ops import elu_plus_one, linear_attention_reference
 from tests.golden import load_golden, relative_error
 
 PUBLISHED = {  # parameters (M), GMACs at 224
@@ -122,3 +125,40 @@ def test_layer_scale_starts_at_the_published_value():
 def test_wrong_pool_is_named():
     with pytest.raises(ValueError, match="global_pool must be '' or 'avg', got 'max'"):
         timm.create_model("care_s0", global_pool="max")
+
+
+# What the model is compared with
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("head_dim", [None, 4])
+def test_stacked_mixers_take_all_features_in_turn_and_add_to_their_input(head_dim):
+    torch.manual_seed(0)
+    mixer = StackedTokenMixer(8, head_dim).double()
+    weights = dict(mixer.named_parameters())
+    x = torch.randn(2, 24, 5, 6, dtype=torch.float64)
+
+    def depthwise(name: str, x: torch.Tensor) -> torch.Tensor:
+        weight = weights[f"{name}.weight"]
+        return F.conv2d(x, weight, weights[f"{name}.bias"], padding=[s // 2 for s in weight.shape[2:]], groups=24)
+
+    local = x + depthwise("dwconv1", x)
+    local = local + depthwise("dwconv2", local)
+    if head_dim is None:
+        mixed = depthwise("dwconvatt_1", local) + depthwise("dwconvatt_2", local)
+    else:
+        q, k = elu_plus_one(F.conv2d(local, weights["qk.weight"], weights["qk.bias"])).chunk(2, dim=1)
+        q, k, v = (t.flatten(2).unflatten(1, (6, 4)).transpose(2, 3) for t in (q, k, local))
+        mixed = linear_attention_reference(q, k, v).transpose(2, 3).reshape(x.shape)
+    torch.testing.assert_close(mixer(x), local + mixed)
+    with pytest.raises(ValueError, match="three times dim 8 is not a multiple of head_dim 5"):
+        StackedTokenMixer(8, 5)
+
+
+def test_without_the_memory_a_stage_is_its_three_groups():
+    small = {"depths": (1, 1, 1, 1), "dims": (4, 4, 16, 32), "num_classes": 7}
+    model = timm.create_model("care_s0", memory=False, **small).eval()
+    assert [info["num_chs"] for info in model.feature_info] == [12, 12, 48, 4 * 96]
+    assert model(torch.randn(2, 3, 37, 75)).shape == (2, 7)
+    with pytest.raises(ValueError, match="mixing must be one of decoupled, stacked, got 'side by side'"):
+        timm.create_model("care_s0", mixing="side by side", **small)

@@ -53,7 +53,7 @@ def test_arms_change_the_settings_that_all_share(tmp_path):
         ({"arms": {}}, "arms must be changes by arm"),
         ({"arms": {"a": {"lr": 1}}}, "arms must be changes by arm"),
         ({"seeds": ["one"]}, "seeds must be numbers, not"),
-        ({"equal": ["luck"]}, "equal must be of updates, parameters, time, not"),
+        ({"equal": ["luck"]}, "equal must be of updates, parameters, macs, time, not"),
         ({"compare": [["low", "no"]]}, "compare must be pairs of the arms low, high, not"),
         ({"arm": {}}, "'arm' is not known; did you mean arms"),
         (
@@ -81,6 +81,16 @@ def test_parameters_are_brought_within_one_per_cent(tmp_path):
         unequal.settings("deep")
     study = read_study(write(tmp_path, arms={"narrow": {}, "same": {"model.lr": 1e-4}}, equal=["parameters"], fit=fit))
     assert study.settings("same")["model"]["model_args"]["dims"] == [4, 4, 8, 16]
+
+
+def test_cost_is_brought_within_one_per_cent(tmp_path):
+    arms = {"narrow": {}, "stacked": {"model.model_args.mixing": "stacked"}}
+    unequal = read_study(write(tmp_path, arms=arms, equal=["macs"]))
+    with pytest.raises(ValueError, match=r"stacked has [\d,]+ macs at best, which is not within 1 % of"):
+        unequal.settings("stacked")
+    fit = {"model.model_args.drop_path_rate": [0.0, 0.1]}
+    study = read_study(write(tmp_path, arms={"a": {}, "b": {"model.lr": 1e-4}}, equal=["macs"], fit=fit))
+    assert study.settings("b")["model"]["lr"] == 1e-4
 
 
 @pytest.mark.parametrize("recipe", STUDIES, ids=lambda recipe: recipe.name)
@@ -126,6 +136,8 @@ def test_a_study_trains_its_arms_once_and_says_what_came_out(tmp_path, linvit_co
     record = Record.read(out / RECORD)
     assert {(cell.of["arm"], cell.of["seed"]) for cell in record.cells} == {("low", 0), ("high", 0)}
     assert record.cells[0].raw["parameters"] > 1000
+    assert all(1 < cell.raw["processor_seconds"] < 600 for cell in record.cells)
+    assert said.json["rows"][0]["processor time"].endswith(" min")
     assert (out / "chart.png").stat().st_size > 1000
     assert (out / "table.md").read_text().startswith("| arm | top1 |")
     assert (out / "runs" / "low-0" / "model.safetensors").is_file()
