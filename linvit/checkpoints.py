@@ -6,6 +6,7 @@ A saved model is a folder with ``model.safetensors`` and ``config.json`` in timm
 too; those are loaded by :func:`load_model` alone.
 """
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import timm
 import torch
 from huggingface_hub import hf_hub_download
 from safetensors.torch import save
-from timm.data import ImageNetInfo, resolve_model_data_config
+from timm.data import ImageNetInfo, resolve_input_data_config
 from timm.models import adapt_input_conv
 from timm.models._hub import save_config_for_hf
 from torch import nn
@@ -31,7 +32,7 @@ from linvit.weights.description import CONFIG_NAME, read_description
 from linvit.weights.hub import WEIGHTS_FILES, check_reachable, create_pretrained
 from linvit.weights.packaged import PACKAGED, load_packaged
 
-__all__ = ["class_names", "conversion", "load_checkpoint", "load_model", "save_model", "task_of"]
+__all__ = ["class_names", "conversion", "is_registered", "load_checkpoint", "load_model", "save_model", "task_of"]
 
 WEIGHTS_NAME = "model.safetensors"
 CONVERSION = "linearize"
@@ -64,7 +65,7 @@ def _load_state_dict(model: nn.Module, state_dict: dict[str, torch.Tensor]) -> N
     model.load_state_dict(state_dict, strict=False)  # all but a classifier of another size is there: just checked
 
 
-def load_model(spec: str | Path, untrained: bool = False) -> nn.Module:
+def load_model(spec: str | Path, untrained: bool = False, *, img_size: tuple[int, int] | None = None) -> nn.Module:
     """Build the model that ``spec`` names, with its weights, in evaluation mode. All commands find models by this.
 
     Args:
@@ -72,6 +73,7 @@ def load_model(spec: str | Path, untrained: bool = False) -> nn.Module:
             its tensors), ``hf-hub:USER/REPO``, ``package:NAME`` (weights that come as a package), or a registered name,
             which takes the published weights.
         untrained: Take random weights for a registered name, the same every time.
+        img_size: Height and width in pixels, to set up a model that is built for one size; None leaves it at its own.
 
     Raises:
         FileNotFoundError: ``spec`` looks like a path and nothing is there, or the folder holds no model.
@@ -79,8 +81,8 @@ def load_model(spec: str | Path, untrained: bool = False) -> nn.Module:
         ValueError: ``spec`` names no model, or the file fits none.
     """
     path, name = Path(spec), str(spec)
-    is_registered = not path.exists() and _is_registered(name)
-    if untrained and not is_registered:
+    registered = is_registered(spec)
+    if untrained and not registered:
         raise ValueError(f"untrained is for registered names, and {name!r} is none")
     if path.is_dir():
         missing = [name for name in (WEIGHTS_NAME, CONFIG_NAME) if not (path / name).is_file()]
@@ -88,7 +90,7 @@ def load_model(spec: str | Path, untrained: bool = False) -> nn.Module:
             raise FileNotFoundError(f"{path} is no run folder: it has no {' and no '.join(missing)}")
         model = _from_folder(path)
     elif path.is_file() and path.name == WEIGHTS_NAME and (path.parent / CONFIG_NAME).is_file():
-        return load_model(path.parent)
+        return load_model(path.parent, img_size=img_size)
     elif path.is_file() and path.suffix == ".ckpt" and (path.parent / CONFIG_NAME).is_file():
         model = load_model(path.parent)
         load_checkpoint(model, path)
@@ -98,8 +100,8 @@ def load_model(spec: str | Path, untrained: bool = False) -> nn.Module:
         model = _from_hub(name)
     elif name.startswith("package:"):
         model = load_packaged(name)
-    elif is_registered:
-        model = _untrained(name) if untrained else _published(name)
+    elif registered:
+        model = _untrained(name, img_size) if untrained else _published(name)
     elif name.endswith(SUFFIXES) or (path.suffix and not timm.is_model(name)) or len(path.parts) > 1:
         raise FileNotFoundError(f"no run folder or checkpoint file at {path}")
     else:
@@ -108,17 +110,23 @@ def load_model(spec: str | Path, untrained: bool = False) -> nn.Module:
             f"a registered name ({', '.join(list_models()[:3])}, ... or any of timm's)"
             f"{did_you_mean(name, timm.list_models() + timm.list_pretrained(), otherwise='')}"
         )
+    if img_size is not None and hasattr(model, "set_input_size"):
+        model.set_input_size(img_size)
     return model.eval()
 
 
-def _is_registered(name: str) -> bool:
-    """Whether timm knows a name, and the weights that it may name after a point."""
-    return timm.is_model(name) and ("." not in name or name in timm.list_pretrained())
+def is_registered(spec: str | Path) -> bool:
+    """Tell whether a MODEL is a name that timm knows, with the weights that it may name after a point, and no path."""
+    name = str(spec)
+    return not Path(spec).exists() and timm.is_model(name) and ("." not in name or name in timm.list_pretrained())
 
 
-def _untrained(name: str) -> nn.Module:
+def _untrained(name: str, img_size: tuple[int, int] | None = None) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        if img_size is not None:
+            with contextlib.suppress(TypeError):  # models of convolutions alone know no size
+                return timm.create_model(name, img_size=img_size)
         return timm.create_model(name)
 
 
@@ -299,7 +307,7 @@ def _described(
         return classes, input_config
     return (
         class_names(model) if classes is None else classes,
-        resolve_model_data_config(model) if input_config is None else input_config,
+        resolve_input_data_config(model) if input_config is None else input_config,
     )
 
 

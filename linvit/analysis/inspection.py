@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import create_transform, resolve_input_data_config
 from torch import Tensor, nn
 
 from linvit.analysis.contributions import care_contributions, has_groups
@@ -128,7 +128,7 @@ class Eye:
             subject = model.get_submodule(f"{model.backbone_name}.body").model
         self.model: nn.Module = subject.eval().to(device)
         self.device = torch.device(device)
-        config: dict[str, Any] = resolve_model_data_config(subject)
+        config: dict[str, Any] = resolve_input_data_config(subject)
         if img_size is not None and img_size < 1:
             raise ValueError(f"img_size must be at least 1 pixel, got {img_size}")
         if not isinstance(model, DenseModel):

@@ -7,11 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
-from linvit.checkpoints import load_model
+from linvit.checkpoints import is_registered, load_model
 from linvit.deploy.export import compare
 from linvit.deploy.formats import FORMATS, Format
 from linvit.deploy.job import DTYPES, Job, Run, make_job
@@ -110,21 +109,16 @@ class Contender:
 
 @cache
 def model_of(spec: str, size: tuple[int, int]) -> nn.Module:
-    """Build a model for an image size, in evaluation mode; a registered name gives random weights, always the same."""
-    if timm.is_model(spec) and not Path(spec).exists():
-        torch.manual_seed(0)
-        try:
-            model = timm.create_model(spec, img_size=size)
-        except TypeError:  # convolutional models know no image size
-            model = timm.create_model(spec)
-    else:
-        model = load_model(spec)
-        task = getattr(model, "task", None)
-        if task is not None:
-            raise ValueError(f"{spec} is a model to {task}: time its backbone, by name")
-        if hasattr(model, "set_input_size"):
-            model.set_input_size(size)  # type: ignore[operator]
-    return model.eval()
+    """Find the model that every command finds by this name, for an image size; weights of a name are random.
+
+    Raises:
+        ValueError: It is none, or one for another task than classification.
+    """
+    model = load_model(spec, untrained=is_registered(spec), img_size=size)
+    task = getattr(model, "task", None)
+    if task is not None:
+        raise ValueError(f"{spec} is a model to {task}: time its backbone, by name")
+    return model
 
 
 def images_of(batch: int, channels: int, size: tuple[int, int]) -> Tensor:

@@ -67,7 +67,7 @@ def _parse(argv: Sequence[str]) -> Any:
         "Measure the speed of models against each other. All take turns in one run; medians are quoted.",
         "linvit bench care_s0 --against efficientvit_b1 --runtime onnxruntime openvino --threads 1",
     )
-    help = "registered names (random weights), run folders or checkpoint files, of linvit or timm"
+    help = "as in every command; but registered names have random weights, which do not change the speed"
     parser.add_argument("models", metavar="MODEL", nargs="*", help=help)
     parser.add_argument("--against", metavar="PEER", nargs="+", default=[], help="models to compare with")
     parser.add_argument("--runtime", nargs="+", default=["eager"], help=f"{', '.join(RUNTIMES)} (eager)")

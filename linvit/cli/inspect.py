@@ -25,7 +25,7 @@ def run(argv: Sequence[str]) -> int:
     sources = _sources(args.images)
     if len(sources) > MOST_IMAGES:
         raise ValueError(f"at most {MOST_IMAGES} images fit one report, got {len(sources)}")
-    eye = Eye(load_model(args.model), find_device(args.device), args.img_size)
+    eye = Eye(load_model(args.model, args.untrained), find_device(args.device), args.img_size)
     target = _target(args.target, eye.labels)
     seen: list[tuple[str, Inspection]] = []
     for source in progress(sources, len(sources), "inspecting"):

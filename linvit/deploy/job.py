@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 import torch
-from timm.data import resolve_model_data_config
+from timm.data import resolve_input_data_config
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
@@ -234,7 +234,7 @@ def input_config(
     if isinstance(model, DenseModel):
         config = TASKS[model.task].load_export()(model).input_config()
     else:
-        config = resolve_model_data_config(model)
+        config = resolve_input_data_config(model)
     if img_size is not None:
         channels = config["input_size"][0] if config["input_size"] else 3
         config["input_size"] = (channels, *img_size)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import create_transform, resolve_input_data_config
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
@@ -135,7 +135,7 @@ class ClassificationPredictor(Predictor[ClassificationPrediction, Classification
         require(crop_pct is None or 0 < crop_pct <= 1, "crop_pct", crop_pct, "above 0, up to 1")
         require(top >= 1, "top", top, "1 or more")
         super().__init__(model, device, precision, img_size)
-        config = resolve_model_data_config(model)
+        config = resolve_input_data_config(model)
         if img_size is not None:
             config["input_size"] = (config["input_size"][0], img_size, img_size)
         if crop_pct is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import create_transform, resolve_input_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -73,7 +73,7 @@ class Extractor:
         if stage is not None and not -count <= stage < count:
             raise ValueError(f"stage must be from 0 to {count - 1}, or from -{count} to -1, not {stage}")
         self.stage = None if stage is None else stage % count
-        self.input_config: dict[str, Any] = resolve_model_data_config(self.model)
+        self.input_config: dict[str, Any] = resolve_input_data_config(self.model)
         if img_size is not None:
             self.input_config["input_size"] = (self.input_config["input_size"][0], img_size, img_size)
         self.transform: Callable[[Any], Tensor] = create_transform(**self.input_config)

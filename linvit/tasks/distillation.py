@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.data import resolve_model_data_config
+from timm.data import resolve_input_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,7 +25,7 @@ class Onlooker:
 
     def __init__(self, model: nn.Module, size: int | None = None) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.size = (size, size) if size else tuple(resolve_model_data_config(model)["input_size"][1:])
+        self.size = (size, size) if size else tuple(resolve_input_data_config(model)["input_size"][1:])
 
     def look(self, input_config: dict[str, Any], device: torch.device) -> None:
         """Get to know the images.
@@ -36,7 +36,7 @@ class Onlooker:
         """
         ours_mean, ours_std, mean, std = (
             torch.tensor(config[key], device=device).view(-1, 1, 1)
-            for config in (input_config, resolve_model_data_config(self.model))
+            for config in (input_config, resolve_input_data_config(self.model))
             for key in ("mean", "std")
         )
         self._scale, self._shift = ours_std / std, (ours_mean - mean) / std
