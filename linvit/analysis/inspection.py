@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import create_transform, resolve_input_data_config
+from timm.data import resolve_input_data_config
 from torch import Tensor, nn
 
 from linvit.analysis.contributions import care_contributions, has_groups
@@ -24,6 +24,7 @@ from linvit.analysis.measures import (
     mixing_of,
 )
 from linvit.checkpoints import class_names
+from linvit.data.preprocessing import transform_for
 from linvit.heads import DenseModel
 
 __all__ = ["Eye", "Inspection", "LayerRecord"]
@@ -134,18 +135,20 @@ class Eye:
         if not isinstance(model, DenseModel):
             if img_size is not None:
                 config["input_size"] = (config["input_size"][0], img_size, img_size)
-            steps: list[Any] = create_transform(**config).transforms  # type: ignore[union-attr]
+            steps: list[Any] = transform_for(config).transforms
             cut = next(i for i, step in enumerate(steps) if "Tensor" in type(step).__name__)
             self._spatial = steps[:cut]
         else:
             self._spatial = [lambda image: _shrink(image, img_size or LONGEST_SIDE)]
+        self.channels: int = config["input_size"][0]
         self.mean, self.std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ("mean", "std"))
 
     def see(self, image: Image.Image) -> tuple[Image.Image, Tensor]:
         """Return an image as the model sees it, and as its input ``[1, C, H, W]``."""
         for step in self._spatial:
             image = step(image)
-        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
+        colours = np.array(image.convert("RGB" if self.channels == 3 else "L"))
+        pixels = torch.from_numpy(colours).view(image.height, image.width, self.channels).permute(2, 0, 1).float() / 255
         return image, ((pixels - self.mean) / self.std)[None].to(self.device)
 
     def find(self, image: Image.Image, at: tuple[float, float]) -> tuple[int, int]:

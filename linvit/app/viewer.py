@@ -17,6 +17,7 @@ from torch import nn
 from linvit.analysis.inspection import Eye, LayerRecord
 from linvit.analysis.views import has_attention
 from linvit.checkpoints import load_model, task_of
+from linvit.inference.base import check_finite
 
 __all__ = ["KINDS", "Models", "Viewer"]
 
@@ -125,7 +126,9 @@ class Models:
         self._added: OrderedDict[str, Viewer] = OrderedDict()
 
     def _load(self, spec: str) -> Viewer:
-        return Viewer(Path(spec).name or spec, load_model(spec), task_of(spec), self.device)
+        model = load_model(spec)
+        check_finite(model)
+        return Viewer(Path(spec).name or spec, model, task_of(spec), self.device)
 
     def add(self, spec: str) -> tuple[str, Viewer]:
         """Load a run folder or checkpoint file of this machine, and return its name for :meth:`get`.

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from timm.data import create_transform
 
 from linvit.checkpoints import class_names, load_model, task_of
 from linvit.cli.common import Parser, image_size, print_facts, print_json
 from linvit.data.datasets import Mnist5k
 from linvit.data.digit_scenes import DigitScenes
 from linvit.data.images import find_images, load_image
+from linvit.data.preprocessing import transform_for
 from linvit.deploy import FORMATS, export_model, find_format
 from linvit.deploy.export import BOUNDS
 from linvit.deploy.formats import Format
@@ -58,7 +58,12 @@ def run(argv: Sequence[str]) -> int:
     folder = Path(args.model) if Path(args.model).is_dir() else Path()
     bound = BOUNDS[args.precision] if args.bound is None else args.bound
 
+    # No file has such channels, and noise shows as well whether two graphs compute the same.
+    noise = config["input_size"][0] not in (1, 3) and args.images == [DIGITS]
+
     def pixels(names: list[str], most: int) -> torch.Tensor:
+        if noise and names is args.images:
+            return _noise(most, config, args.with_preprocessing)
         images = _images(names, most, scenes=task_of(args.model) in ("detect", "segment"))
         return _pixels(images, config, args.with_preprocessing)
 
@@ -86,6 +91,7 @@ def run(argv: Sequence[str]) -> int:
         "bound": bound,
         "structure": export.structure,
         **(asdict(export.check) if export.check else {"images": 0}),
+        "noise": noise,
     }
     if args.json:
         print_json(record)
@@ -113,12 +119,21 @@ def _spread(count: int, most: int) -> list[int]:
 
 def _pixels(images: list[Image.Image], config: dict[str, Any], raw: bool) -> torch.Tensor:
     """Preprocess images for the exported model: normalised, or ``uint8`` of the model's size ``[B, H, W, 3]``."""
-    transform: Any = create_transform(**config)
+    transform = transform_for(config)
     pixels = torch.stack([transform(image) for image in images])
     if not raw:
         return pixels
     mean, std = (pixels.new_tensor(config[key]).view(-1, 1, 1) for key in ("mean", "std"))
     return ((pixels * std + mean).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous()
+
+
+def _noise(count: int, config: dict[str, Any], raw: bool) -> torch.Tensor:
+    """Return random images as the exported model takes them."""
+    generator = torch.Generator().manual_seed(0)
+    channels, *size = config["input_size"]
+    if raw:
+        return torch.randint(256, (count, *size, channels), dtype=torch.uint8, generator=generator)
+    return torch.randn(count, channels, *size, generator=generator)
 
 
 def _words(record: dict[str, Any], format: Format) -> dict[str, str]:
@@ -130,7 +145,8 @@ def _words(record: dict[str, Any], format: Format) -> dict[str, str]:
         words["structure"] = record["structure"]
         words["compared"] = f"not run: {format.title} runs on {format.runs_on} alone; compare there before you ship"
         return words
-    words["compared on"] = f"{record['images']} images, relative to the model's largest output"
+    images = "images of noise" if record["noise"] else "images"
+    words["compared on"] = f"{record['images']} {images}, relative to the model's largest output"
     words["largest error"] = f"{record['max_error']:.1e} (bound {record['bound']:.2g})"
     words["mean error"] = f"{record['mean_error']:.1e}"
     if record["top1_agreement"] is not None:

@@ -18,14 +18,16 @@ def run(argv: Sequence[str]) -> int:
     from linvit.analysis.inspection import Eye, Inspection
     from linvit.checkpoints import load_model
     from linvit.data.images import UnreadableImage
-    from linvit.inference.base import find_device
+    from linvit.inference.base import check_finite, find_device
     from linvit.inference.stream import open_image
 
     args = _parser().parse_args(argv)
     sources = _sources(args.images)
     if len(sources) > MOST_IMAGES:
         raise ValueError(f"at most {MOST_IMAGES} images fit one report, got {len(sources)}")
-    eye = Eye(load_model(args.model, args.untrained), find_device(args.device), args.img_size)
+    model = load_model(args.model, args.untrained)
+    check_finite(model)
+    eye = Eye(model, find_device(args.device), args.img_size)
     target = _target(args.target, eye.labels)
     seen: list[tuple[str, Inspection]] = []
     for source in progress(sources, len(sources), "inspecting"):

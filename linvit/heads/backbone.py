@@ -91,6 +91,8 @@ class Backbone(nn.Module):
 def _create(name: str, args: dict[str, Any], pretrained: bool) -> Any:
     if ":" not in name and not timm.is_model(name):
         raise ValueError(f"unknown backbone {name!r}{did_you_mean(name, timm.list_models())}")
+    if args.get("in_chans", 3) != 3:
+        raise ValueError(f"backbone_args: in_chans must be 3, as images are read in colour, not {args['in_chans']!r}")
     try:
         create = create_pretrained if pretrained else timm.create_model
         model = create(name, num_classes=0, **args)

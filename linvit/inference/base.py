@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from linvit.checkpoints import class_names
 from linvit.checks import require
+from linvit.data.preprocessing import check_channels
 
 __all__ = [
     "PRECISIONS",
@@ -24,6 +25,7 @@ __all__ = [
     "Report",
     "Rows",
     "Show",
+    "check_finite",
     "check_precision",
     "find_device",
     "plainly",
@@ -151,9 +153,7 @@ class Predictor(ABC, Generic[P, E]):
         check_precision(precision)
         require(img_size is None or img_size >= 1, "img_size", img_size, "at least 1 pixel")
         check_finite(model)
-        channels = getattr(model, "in_chans", 3)
-        if channels != 3:
-            raise ValueError(f"the model takes images of {channels} channels, and commands read images in colour, of 3")
+        check_channels(getattr(model, "in_chans", 3))
         self.device = find_device(device)
         self.precision = precision
         self.classes = class_names(model, readable=True)

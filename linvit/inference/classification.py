@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from timm.data import create_transform, resolve_input_data_config
+from timm.data import resolve_input_data_config
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
@@ -18,6 +18,7 @@ from torchvision.transforms import CenterCrop, Compose, FiveCrop, TenCrop
 from linvit.checkpoints import class_names
 from linvit.checks import require
 from linvit.data.datasets import Mnist5k, collate
+from linvit.data.preprocessing import transform_for
 from linvit.data.sources import Kind, eval_dataset
 from linvit.heads import DenseModel
 from linvit.inference.base import Evaluation, Prediction, Predictor, Prepared
@@ -248,7 +249,7 @@ def _transform(config: dict[str, Any], crops: int, corruption: Callable[[Image.I
         raise ValueError(f"crops must be 1, 5 or 10, not {crops!r}")
     if crops > 1 and config["crop_pct"] >= 1:
         raise ValueError(f"{crops} crops need a crop_pct below 1: at {config['crop_pct']} they are all the same")
-    whole: Any = create_transform(**config)
+    whole: Any = transform_for(config)
     if crops == 1 and corruption is None:
         return whole
     cut = next(index for index, step in enumerate(whole.transforms) if isinstance(step, CenterCrop))

@@ -1,5 +1,6 @@
 """Use a trained detector: evaluate it on a data set, find what is on images."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -20,6 +22,9 @@ from linvit.inference.base import Evaluation, Prediction, Predictor, Prepared
 from linvit.inference.coco import CocoMetrics, coco_metrics, coco_results
 
 __all__ = ["DetectionEvaluation", "DetectionPrediction", "DetectionPredictor"]
+
+JUDGES = ("backbone", "head", "rpn.head", "roi_heads.box_predictor", "roi_heads.mask_predictor")
+"""Parts of torchvision's detectors whose outputs are looked at: what comes after them drops what is not finite."""
 
 
 @dataclass
@@ -140,6 +145,8 @@ class DetectionPredictor(Predictor[DetectionPrediction, DetectionEvaluation]):
         require(0 <= min_score <= 1, "min_score", min_score, "from 0 to 1")
         super().__init__(model, device, precision, img_size)
         self.min_score = min_score
+        parts = dict(self.model.detector.named_modules())
+        self._judges: list[nn.Module] = [parts[name] for name in JUDGES if name in parts]
         if img_size is not None:
             self.model.resize_to(img_size)
 
@@ -153,15 +160,14 @@ class DetectionPredictor(Predictor[DetectionPrediction, DetectionEvaluation]):
 
     def _outputs(self, images: Sequence[Tensor], size: tuple[int, int] | None = None) -> list[dict[str, Tensor]]:
         """Return what is found on images ``[3, H, W]`` of bytes, best first; boxes and masks in their pixels."""
-        handle = self.model.detector.backbone.register_forward_hook(self._check_maps)
-        try:
+        with contextlib.ExitStack() as hooks:
+            for part in self._judges:
+                hooks.callback(part.register_forward_hook(self._check_part).remove)
             return self.model([image.to(self.device) for image in images])
-        finally:
-            handle.remove()
 
-    def _check_maps(self, module: nn.Module, args: Any, maps: dict[str, Tensor]) -> None:
-        """Check the pyramid: what is not finite scores nothing, and would look like an image with nothing on it."""
-        for each in maps.values():
+    def _check_part(self, module: nn.Module, args: Any, outputs: Any) -> None:
+        """Check tensors: what is not finite scores nothing, and would look like an image with nothing on it."""
+        for each in tree_leaves(outputs):
             self._check_outputs(each)
 
     def predict_batch(self, images: Sequence[Prepared]) -> list[DetectionPrediction]:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from timm.data import create_transform, resolve_input_data_config
+from timm.data import resolve_input_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from linvit.data.preprocessing import transform_for
 from linvit.heads.features import bare, features
-from linvit.inference.base import PRECISIONS, check_precision, find_device
+from linvit.inference.base import PRECISIONS, check_finite, check_precision, find_device
 
 __all__ = ["LEARNING_RATES", "Extracted", "Extractor", "LinearProbe", "fit_linear", "knn_votes", "linear_probe"]
 
@@ -66,6 +67,7 @@ class Extractor:
         img_size: int | None = None,
     ) -> None:
         check_precision(precision)
+        check_finite(model)
         self.device = find_device(device)
         self.precision = precision
         self.model = bare(model).eval().to(self.device, memory_format=torch.channels_last)
@@ -76,7 +78,7 @@ class Extractor:
         self.input_config: dict[str, Any] = resolve_input_data_config(self.model)
         if img_size is not None:
             self.input_config["input_size"] = (self.input_config["input_size"][0], img_size, img_size)
-        self.transform: Callable[[Any], Tensor] = create_transform(**self.input_config)
+        self.transform: Callable[[Any], Tensor] = transform_for(self.input_config)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
@@ -86,6 +88,8 @@ class Extractor:
         with torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32):
             pooled, maps = features(self.model, images, [] if self.stage is None else [self.stage])
         found = pooled if self.stage is None else maps[0].mean(dim=(2, 3))
+        if not found.isfinite().all():
+            raise ValueError("the model's features are not finite (NaN or infinite)")
         return found.flatten(1).float().cpu()
 
     def extract(self, batches: Iterable[dict[str, Any]]) -> Extracted:

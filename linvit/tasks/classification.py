@@ -218,6 +218,10 @@ def create_network(name: str, num_classes: int, pretrained: bool | str, args: di
         pretrained = str(Path(pretrained) / WEIGHTS_NAME)
     if isinstance(pretrained, str) and not Path(pretrained).is_file():
         raise FileNotFoundError(f"pretrained: no weights at {pretrained!r} (true takes the published ones)")
+    if args.get("in_chans", 3) != 3:
+        raise ValueError(
+            f"model_args: in_chans must be 3, as training reads images in colour, not {args['in_chans']!r}"
+        )
     try:
         create = create_pretrained if pretrained is True else timm.create_model
         model = create(name, num_classes=num_classes, **args)

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from PIL import Image
 
 import linvit
 from linvit.checkpoints import load_model
@@ -64,3 +65,58 @@ def test_a_saved_model_takes_the_size_too(tmp_path):
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=2, depth=1)
     linvit.save_model(model, tmp_path, classes=["a", "b"])
     assert load_model(tmp_path / "model.safetensors", img_size=(48, 32)).patch_embed.grid_size == (3, 2)
+
+
+def model_of_channels(folder, channels):
+    torch.manual_seed(0)
+    model = timm.create_model("test_efficientnet", num_classes=3, in_chans=channels)
+    linvit.save_model(model, folder, classes=["ant", "bee", "cat"])
+    return folder
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["predict", "MODEL", "IMAGE"],
+        ["eval", "MODEL", "DATA"],
+        ["export", "MODEL", "--to", "torch", "--out", "m.pt2", "--images", "IMAGE"],
+        ["bench", "MODEL", "--rounds", "1", "--no-memory", "--img-size", "32"],
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_channels_than_three(linvit_command, in_tmp, photos, command, channels):
+    given = {"MODEL": model_of_channels("model", channels), "DATA": photos, "IMAGE": photos / "val" / "ant" / "0.png"}
+    said = linvit_command(*[given.get(word, word) for word in command])
+    if channels == 1 or command[0] == "bench":
+        assert said.code == 0, said.err
+        return
+    assert said.code == 2
+    line = "takes images of 4 channels, and image files have 3, or 1 where they are grey"
+    assert said.err == f"linvit: error: the model {line}\n"
+
+
+def test_one_channel_sees_what_a_person_calls_grey(linvit_command, in_tmp):
+    Image.new("RGB", (64, 64), (10, 200, 90)).save("colour.png")
+    Image.open("colour.png").convert("L").save("grey.png")
+    said = linvit_command("predict", model_of_channels("model", 1), "colour.png", "grey.png", "--json")
+    first, second = (each["top"] for each in said.json)
+    assert first == second
+
+
+@pytest.mark.parametrize("raw", [[], ["--with-preprocessing"]])
+def test_an_export_for_other_channels_is_compared_on_noise(linvit_command, in_tmp, raw):
+    model = model_of_channels("model", 4)
+    said = linvit_command("export", model, "--to", "torch", "--out", "m.pt2", "--img-size", "64", "--json", *raw)
+    assert said.code == 0, said.err
+    assert said.json["noise"]
+    assert said.json["images"] == 12
+    assert said.json["max_error"] < 1e-4
+
+
+@pytest.mark.parametrize(
+    "task", [["--model.model_args={in_chans: 1}"], ["--task=detect", "--model.backbone_args={in_chans: 4}"]]
+)
+def test_training_reads_colour(linvit_command, in_tmp, task):
+    said = linvit_command("train", *task, "--out=run")
+    assert said.code == 2
+    assert "in_chans must be 3" in said.err
