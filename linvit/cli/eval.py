@@ -13,6 +13,7 @@ from linvit.data.sources import Kind
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "classification": {
         **CROP,
+        **SPLIT,
         "--source": {
             "choices": get_args(Kind),
             "default": "auto",

@@ -11,7 +11,7 @@ from linvit.checks import some
 from linvit.data.coco import CocoFile, read_coco
 from linvit.data.image_files import ANNOTATION_FOLDERS, data_root
 from linvit.data.layouts import Found, Layout, find_layout, part_to_evaluate, parts_to_train
-from linvit.data.parts import ALL, below, normalised, part_named, split_off, subfolders
+from linvit.data.parts import ALL, HELD_OUT, below, normalised, part_named, split_off, subfolders
 from linvit.data.voc import find_voc, read_voc
 from linvit.data.yolo import find_yolo, read_yolo
 
@@ -133,7 +133,7 @@ def boxes_to_train(
     return (file, others[0]) if others else _split(file, share)
 
 
-def boxes_to_evaluate(root: str | Path, split: str | None = None, share: float = 0.2) -> CocoFile:
+def boxes_to_evaluate(root: str | Path, split: str | None = None, share: float = HELD_OUT) -> CocoFile:
     """Read the part that an evaluation names; see :func:`linvit.data.layouts.part_to_evaluate`.
 
     Raises:

@@ -16,8 +16,9 @@ from torch.utils.data import Dataset
 
 from linvit.checks import some
 from linvit.data.images import UnreadableImage, holds_images, images_below, load_image, read_or_next
+from linvit.data.layouts import Found
 from linvit.data.loading import progress
-from linvit.data.parts import only_folder, subfolders
+from linvit.data.parts import ALL, only_folder, subfolders
 
 EVAL_FOLDERS = ("val", "validation", "test")
 DIGITS = [str(digit) for digit in range(10)]
@@ -55,6 +56,7 @@ class ImageSet(Dataset[Sample]):
         strict: Raise on an unreadable image.
         replace_unreadable: Put the next readable sample in the place of an unreadable one.
         least_side: Pixels that the shorter side must keep; see :func:`linvit.data.load_image`.
+        split: Which part of a data set it is, in words.
     """
 
     classes: list[str]
@@ -63,6 +65,7 @@ class ImageSet(Dataset[Sample]):
     strict: bool = False
     replace_unreadable: bool = False
     least_side: int | None = None
+    split: str = "val"
     _kept: "KeptImages | None" = None
 
     def load(self, index: int) -> Image.Image:
@@ -186,6 +189,7 @@ class Mnist5k(Dataset[Sample]):
         test = np.concatenate([shuffled[targets[shuffled] == digit][:100] for digit in range(10)])
         chosen = np.setdiff1d(shuffled, test) if train else np.sort(test)
         self.classes = list(DIGITS)
+        self.split = "train" if train else "test"
         self.images = images[chosen]
         self.targets = targets[chosen]
         self.transform = transform
@@ -265,10 +269,18 @@ def split_folders(root: Path) -> tuple[Path, Path | None]:
     return train or root, held_out
 
 
-def held_out_folder(root: str) -> str | Path:
-    """Return the part of a folder that is held out: the folder itself where it has none."""
-    unpacked = _unpacked(Path(root))
-    return _split(unpacked, EVAL_FOLDERS) or unpacked
+def find_parts(root: Path) -> Found[Path]:
+    """Find the folders of class folders: train, val and test, or the data set itself where it has no parts.
+
+    Raises:
+        FileNotFoundError: ``root`` is missing.
+        NotADirectoryError: ``root`` is a file.
+    """
+    root = _unpacked(root)
+    _ = subfolders(root)
+    named = {"train": ("train",), "val": ("val", "validation"), "test": ("test",)}
+    parts = {part: folder for part, names in named.items() if (folder := _split(root, names))}
+    return Found(root, "class folders", parts or {ALL: root})
 
 
 def _unpacked(root: Path) -> Path:

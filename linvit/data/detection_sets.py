@@ -18,6 +18,7 @@ from linvit.data.box_table import BoxTable
 from linvit.data.coco import CocoFile, Record, decode_mask, encode_mask
 from linvit.data.digit_scenes import NAME, DigitScenes
 from linvit.data.images import UnreadableImage, load_image, load_image_of, read_or_next
+from linvit.data.parts import HELD_OUT
 
 __all__ = ["CocoDetection", "DetectionSet", "DigitDetection", "collate_detection", "eval_detection_set"]
 
@@ -268,7 +269,12 @@ def collate_detection(samples: list[DetectionSample]) -> DetectionBatch:
 
 
 def eval_detection_set(
-    data: str, split: str | None, classes: list[str], strict: bool = False, masks: bool = False
+    data: str,
+    split: str | None,
+    classes: list[str],
+    strict: bool = False,
+    masks: bool = False,
+    share: float = HELD_OUT,
 ) -> DetectionSet:
     """Open the data set that an evaluation names.
 
@@ -279,13 +285,14 @@ def eval_detection_set(
         classes: The model's class names in the order of its labels.
         strict: Raise on an unreadable image instead of leaving it out.
         masks: Check that there are masks to compare with.
+        share: Share of the images that training held out, where there is no held-out part.
 
     Raises:
         OSError: The folder or the part is missing.
         ValueError: The annotations are damaged, lack masks, or have categories that the model does not know.
     """
     if data != NAME:
-        file = boxes_to_evaluate(data, split)
+        file = boxes_to_evaluate(data, split, share)
         if masks:
             file.check_masks()
         return CocoDetection(file, classes, strict=strict)

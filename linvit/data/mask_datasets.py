@@ -16,6 +16,7 @@ from linvit.data.images import load_image_of, read_or_next
 from linvit.data.joint import JointTransform
 from linvit.data.mask_layouts import MaskPart, masks_to_evaluate
 from linvit.data.masks import MaskCode
+from linvit.data.parts import HELD_OUT
 
 __all__ = ["DigitMasks", "MaskFolder", "MaskSample", "collate_masks", "eval_masks"]
 
@@ -116,6 +117,7 @@ def eval_masks(
     code: MaskCode,
     transform: JointTransform,
     strict: bool = False,
+    share: float = HELD_OUT,
 ) -> MaskFolder | DigitMasks:
     """Open the data set that an evaluation names.
 
@@ -128,13 +130,14 @@ def eval_masks(
         code: What the values of the masks mean.
         transform: Turns an image and its targets into what a sample holds.
         strict: Raise on an unreadable file instead of leaving it out.
+        share: Share of the images that training held out, where there is no held-out part.
 
     Raises:
         OSError: The folder or the part is missing, or an image has no mask.
         ValueError: The data has other classes than the model.
     """
     if data != digit_scenes.NAME:
-        files = masks_to_evaluate(data, split)
+        files = masks_to_evaluate(data, split, share)
         if isinstance(files.masks, DrawnMasks):
             files.masks.call(classes, code.values)
         return MaskFolder(files, code, transform, strict)

@@ -16,7 +16,7 @@ from linvit.data.images import holds_images, images_below
 from linvit.data.layouts import Found, Layout, find_layout, part_to_evaluate, parts_to_train
 from linvit.data.legends import CITYSCAPES, VOC, Legend
 from linvit.data.masks import MaskFiles
-from linvit.data.parts import ALL, PARTS, below, normalised, only_folder, part_named, split_off, subfolders
+from linvit.data.parts import ALL, HELD_OUT, PARTS, below, normalised, only_folder, part_named, split_off, subfolders
 from linvit.data.voc import image_lists
 
 __all__ = ["LAYOUTS", "MaskPart", "find_masks", "masks_to_evaluate", "masks_to_train"]
@@ -216,7 +216,7 @@ def masks_to_train(
     return _split(part, share) if hold is None else (part, hold())
 
 
-def masks_to_evaluate(root: str | Path, split: str | None = None, share: float = 0.2) -> MaskPart:
+def masks_to_evaluate(root: str | Path, split: str | None = None, share: float = HELD_OUT) -> MaskPart:
     """Find the part that an evaluation names; see :func:`linvit.data.layouts.part_to_evaluate`.
 
     Raises:

@@ -13,6 +13,7 @@ from linvit.data.loading import progress
 
 __all__ = [
     "ALL",
+    "HELD_OUT",
     "PARTS",
     "NameIndex",
     "below",
@@ -36,6 +37,9 @@ PARTS = {
 
 ALL = "all"
 """The part that is a whole data set without parts."""
+
+HELD_OUT = 0.2
+"""Share of the images that training holds out of a data set without a held-out part, unless it is told another."""
 
 HEAD = 65536
 """Bytes of a file that, with its size, tell it from others."""
@@ -144,7 +148,9 @@ def _common_end(one: Sequence[str], other: Sequence[str]) -> int:
     return count
 
 
-def held_out(paths: Sequence[str], share: float, groups: Sequence[int] | None = None) -> list[bool]:
+def held_out(
+    paths: Sequence[str], share: float, groups: Sequence[int] | None = None, keys: Sequence[str] | None = None
+) -> list[bool]:
     """Choose what to hold out of images that have no held-out part, by the content of their files.
 
     It is the same choice whenever it is made, on any machine, and copies of an image stay together. What cannot be read
@@ -154,17 +160,18 @@ def held_out(paths: Sequence[str], share: float, groups: Sequence[int] | None = 
         paths: The images.
         share: Share of the distinct images to hold out: at least one, and not all.
         groups: The group of each image, such as its class, within each of which that share is held out; None for one.
+        keys: What tells the content of each image from others', where it is no file of its own; None to read it.
 
     Returns:
         For each image, whether it is held out; all False in a group of but one image.
     """
-    keys: dict[int, list[str]] = defaultdict(list)
+    members: dict[int, list[str]] = defaultdict(list)
     owners = [0] * len(paths) if groups is None else groups
-    prints = [_print(path) for path in progress(paths, len(paths), "splitting")]
+    prints = [_print(path) for path in progress(paths, len(paths), "splitting")] if keys is None else keys
     for owner, key in zip(owners, prints, strict=True):
-        keys[owner].append(key)
+        members[owner].append(key)
     chosen = {}
-    for owner, found in keys.items():
+    for owner, found in members.items():
         distinct = sorted(set(found))
         chosen[owner] = set(distinct[: min(max(1, round(share * len(distinct))), len(distinct) - 1)])
     return [key in chosen[owner] for owner, key in zip(owners, prints, strict=True)]

@@ -21,11 +21,12 @@ from linvit.data.datasets import (
     Mnist5k,
     Transform,
     classes_of,
-    held_out_folder,
+    find_parts,
     split_folders,
 )
 from linvit.data.images import load_image
-from linvit.data.parts import fingerprint, held_out
+from linvit.data.layouts import part_to_evaluate
+from linvit.data.parts import HELD_OUT, fingerprint, held_out
 from linvit.data.shards import Shards, are_shards, find_shards, listed_classes
 
 __all__ = ["Kind", "Source", "eval_dataset", "open_source", "warn_about"]
@@ -219,28 +220,37 @@ def eval_dataset(
     transform: Transform | None = None,
     strict: bool = False,
     source: Kind = "auto",
+    split: str | None = None,
+    share: float = HELD_OUT,
 ) -> ImageSet | Mnist5k:
     """Open the data set that an evaluation names.
 
     Args:
-        data: ``mnist5k`` for the 1,000 embedded test digits; a folder: its ``val``, ``validation`` or ``test`` if it
-            has one, else the folder itself, holds the class folders; or what ``source`` says.
+        data: ``mnist5k`` for the 1,000 embedded test digits; a folder of class folders, with parts or without; or what
+            ``source`` says.
         classes: The model's class names in the order of its outputs; by default the data's own.
         transform: Turns the image, in mode RGB, into what a sample holds.
         strict: Raise on an unreadable image instead of leaving it out.
         source: What ``data`` names, as for :func:`open_source`; of shards and tables, the held-out part.
+        split: The part of a folder: train, val, test or all; None for the held-out part, or all where there are no
+            parts.
+        share: Share of each class that training held out, where there is no held-out part.
 
     Raises:
-        OSError: The folder is missing or a file, or a server does not answer.
+        OSError: The folder or the part is missing or a file, or a server does not answer.
         ValueError: The data does not have the layout, or has classes that the model does not know.
     """
     if data == "mnist5k":
         if classes is not None and classes != DIGITS:
             raise ValueError(f"mnist5k has the classes {some(DIGITS)}, but the model's are {some(classes)}")
-        return Mnist5k(train=False, transform=transform)
+        if split not in (None, "train", "val", "test"):
+            raise ValueError(f"mnist5k has no part {split!r}; its parts: train, test")
+        return Mnist5k(train=split == "train", transform=transform)
     kind = _kind(source, data, EVAL_FOLDERS)
     if kind == "folder":
-        return ImageFolder(held_out_folder(data), classes, transform, strict)
+        return _part_of_folder(Path(data), split, share, classes, transform, strict)
+    if split is not None:
+        raise ValueError(f"split is for folders of class folders, and {data} is read as {kind}: name the part's files")
     found: ImageSet
     if kind == "shards":
         paths = find_shards(data, EVAL_FOLDERS)
@@ -250,6 +260,24 @@ def eval_dataset(
     if classes is not None and classes != found.classes:
         _renumber(found, classes, data)
     return found
+
+
+def _part_of_folder(
+    root: Path, split: str | None, share: float, classes: list[str] | None, transform: Transform | None, strict: bool
+) -> ImageFolder:
+    found = find_parts(root)
+    name, held = part_to_evaluate(found, split)
+    if held is None:
+        part = ImageFolder(found[name], classes, transform, strict)
+        part.split = name
+        return part
+    source = _Folders(found.root, share)
+    part = source.held_out(transform, strict) if held else source.train(transform, strict)
+    part.replace_unreadable = False
+    part.split = f"{split or 'val'} (split off)"
+    if classes is not None and classes != part.classes:
+        _renumber(part, classes, str(root))
+    return part
 
 
 def _renumber(found: ImageSet, classes: list[str], data: str) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -12,9 +11,9 @@ from PIL import Image
 
 from linvit.data.datasets import EVAL_FOLDERS, ImageSet, Mnist5k, Transform
 from linvit.data.images import images_below, load_image
-from linvit.data.loading import progress
+from linvit.data.parts import held_out
 from linvit.data.shards import Shards, are_shards, find_shards
-from linvit.data.sources import Kind, Source, fingerprint
+from linvit.data.sources import Kind, Source
 
 __all__ = ["Photos", "open_unlabelled"]
 
@@ -103,13 +102,12 @@ class _Folder(Source):
             raise NotADirectoryError(f"{root} is a file, not a data folder")
         entries = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
         folders = {entry.name for entry in entries if entry.is_dir()}
-        held_out = next((name for name in EVAL_FOLDERS if name in folders), None)
-        if "train" in folders and held_out and folders <= PARTS:
-            self._parts = images_below(root / "train"), images_below(root / held_out)
+        hold = next((name for name in EVAL_FOLDERS if name in folders), None)
+        if "train" in folders and hold and folders <= PARTS:
+            self._parts = images_below(root / "train"), images_below(root / hold)
         else:
             found = images_below(root)
-            keys = [fingerprint(path) for path in progress(found, len(found), "splitting")]
-            self._parts = _split(found, keys, val_share, root)
+            self._parts = _split(found, held_out(found, val_share), root)
         for part, images in zip(("learn from", "hold out"), self._parts, strict=True):
             if not images:
                 raise ValueError(f"no image to {part} in {root}")
@@ -135,9 +133,10 @@ class _UnlabelledShards(Source):
             return
         tars = sorted(map(str, Path(root).glob("*.tar")))
         whole = Shards(tars or find_shards(root, ("train",)), labelled=False)
-        keys = [hashlib.blake2b(name.encode(), digest_size=16).hexdigest() for name, _ in whole.samples]
-        train, held_out = _split(range(len(whole)), keys, val_share, root)
-        self._parts = whole.part(train), whole.part(held_out)
+        names = [name for name, _ in whole.samples]
+        keys = [hashlib.blake2b(name.encode(), digest_size=16).hexdigest() for name in names]
+        train, hold = _split(range(len(whole)), held_out(names, val_share, keys=keys), root)
+        self._parts = whole.part(train), whole.part(hold)
 
     def train(self, transform: Transform | None, strict: bool) -> Shards:
         return _prepared(self._parts[0], transform, strict, True)
@@ -159,15 +158,11 @@ def _are_shards(root: str) -> bool:
     return are_shards(root, ("train",)) or (bool(names) and all(name.endswith(".tar") for name in names))
 
 
-def _split(items: Sequence[T], keys: Sequence[str], share: float, root: str | Path) -> tuple[list[T], list[T]]:
-    """Hold out a share of the items, by their keys: the same whenever it is done, and equal keys stay together."""
-    groups: dict[str, list[T]] = defaultdict(list)
-    for item, key in zip(items, keys, strict=True):
-        groups[key].append(item)
-    if len(groups) < 2:
-        raise ValueError(f"{root} holds {len(groups)} different images: two are the least, one to hold out")
-    chosen = set(sorted(groups)[: min(max(1, round(share * len(groups))), len(groups) - 1)])
+def _split(items: Sequence[T], hold: Sequence[bool], root: str | Path) -> tuple[list[T], list[T]]:
+    """Part items into those to learn from and those to hold out."""
+    if not any(hold):
+        raise ValueError(f"{root} holds {min(len(items), 1)} different images: two are the least, one to hold out")
     parts: tuple[list[T], list[T]] = ([], [])
-    for item, key in zip(items, keys, strict=True):
-        parts[key in chosen].append(item)
+    for item, one in zip(items, hold, strict=True):
+        parts[one].append(item)
     return parts

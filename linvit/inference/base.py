@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from linvit.checkpoints import class_names
 from linvit.checks import require
+from linvit.data.parts import HELD_OUT
 from linvit.data.preprocessing import check_channels
 
 __all__ = [
@@ -213,16 +214,23 @@ class Predictor(ABC, Generic[P, E]):
 
     @abstractmethod
     def load(
-        self, data: str, split: str | None = None, batch_size: int | None = None, workers: int = 0, strict: bool = False
+        self,
+        data: str,
+        split: str | None = None,
+        batch_size: int | None = None,
+        workers: int = 0,
+        strict: bool = False,
+        share: float = HELD_OUT,
     ) -> DataLoader[Any]:
         """Open data to evaluate on: a folder in the layout of the task, or embedded data by its name.
 
         Args:
             data: The folder or name.
-            split: Which part of it, for tasks whose data have parts; None for the held-out one.
+            split: Which part of it; None for the held-out one.
             batch_size: Images at a time; None for :attr:`batch_size`.
             workers: Processes that load images.
             strict: Raise on an unreadable image instead of leaving it out.
+            share: Share of the images that training held out, where the data have no held-out part.
 
         Raises:
             OSError: The folder is missing, or a file.

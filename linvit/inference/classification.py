@@ -18,6 +18,7 @@ from torchvision.transforms import CenterCrop, Compose, FiveCrop, TenCrop
 from linvit.checkpoints import class_names
 from linvit.checks import require
 from linvit.data.datasets import Mnist5k, collate
+from linvit.data.parts import HELD_OUT
 from linvit.data.preprocessing import transform_for
 from linvit.data.sources import Kind, eval_dataset
 from linvit.heads import DenseModel
@@ -175,22 +176,24 @@ class ClassificationPredictor(Predictor[ClassificationPrediction, Classification
         batch_size: int | None = None,
         workers: int = 0,
         strict: bool = False,
+        share: float = HELD_OUT,
         source: Kind = "auto",
     ) -> DataLoader[Any]:
         """Open data to evaluate on, as the base class says.
 
         Args:
             data: A folder of class folders, ``mnist5k``, shards, or a data set of Hugging Face.
-            split: Not used: the held-out part is taken where there are parts.
+            split: As the base class says, of folders and the digits; of all else the held-out part is taken.
             batch_size: Images at a time.
             workers: Processes that load images.
             strict: Raise on an unreadable image instead of leaving it out.
+            share: Share of each class that training held out, where the data have no held-out part.
             source: What ``data`` names; see :func:`linvit.data.sources.eval_dataset`.
         """
         names = class_names(self.model)
         if self.model.num_classes != 1000 and not self.model.pretrained_cfg.get("label_names"):
             names = self._names_of(data, source)  # a bare checkpoint has no names
-        dataset = eval_dataset(data, names, self.transform, strict, source)
+        dataset = eval_dataset(data, names, self.transform, strict, source, split, share)
         return DataLoader(dataset, batch_size or self.batch_size, num_workers=workers, collate_fn=collate)
 
     def _names_of(self, data: str, source: Kind) -> list[str]:

@@ -17,6 +17,7 @@ from linvit.checks import require
 from linvit.data.coco import Record, encode_mask
 from linvit.data.detection_sets import DetectionSet, collate_detection, eval_detection_set
 from linvit.data.digit_scenes import DigitScenes
+from linvit.data.parts import HELD_OUT
 from linvit.heads.detection import DetectionModel
 from linvit.inference.base import Evaluation, Prediction, Predictor, Prepared
 from linvit.inference.coco import CocoMetrics, coco_metrics, coco_results
@@ -190,10 +191,16 @@ class DetectionPredictor(Predictor[DetectionPrediction, DetectionEvaluation]):
         return predictions
 
     def load(
-        self, data: str, split: str | None = None, batch_size: int | None = None, workers: int = 0, strict: bool = False
+        self,
+        data: str,
+        split: str | None = None,
+        batch_size: int | None = None,
+        workers: int = 0,
+        strict: bool = False,
+        share: float = HELD_OUT,
     ) -> DataLoader[Any]:
         """Open data to evaluate on, as the base class says: a folder in COCO's layout, or ``digit-scenes``."""
-        dataset = eval_detection_set(data, split, class_names(self.model), strict, self.model.has_masks)
+        dataset = eval_detection_set(data, split, class_names(self.model), strict, self.model.has_masks, share)
         return DataLoader(dataset, batch_size or self.batch_size, num_workers=workers, collate_fn=collate_detection)
 
     def _counts(self, loader: DataLoader[Any]) -> "_Counts":

@@ -17,6 +17,7 @@ from linvit.data.digit_scenes import DigitScenes
 from linvit.data.joint import eval_transform, image_transform
 from linvit.data.mask_datasets import collate_masks, eval_masks
 from linvit.data.masks import IGNORED, MaskCode
+from linvit.data.parts import HELD_OUT
 from linvit.heads import DenseModel
 from linvit.inference.base import Evaluation, Prediction, Predictor, Prepared
 from linvit.inference.iou import SegmentationMetrics, segmentation_metrics
@@ -44,11 +45,13 @@ class SegmentationPrediction(Prediction):
         mask: ``[H, W]`` bytes, class numbers.
         classes: Names of all classes.
         values: What a mask file says for each class.
+        colours: Red, green and blue of each class, where the data give them.
     """
 
     mask: np.ndarray
     classes: Sequence[str]
     values: Sequence[int]
+    colours: Sequence[Sequence[int]] | None = None
 
     def shares(self) -> list[dict[str, Any]]:
         """Return the classes that are there with their share of the pixels, the largest first."""
@@ -79,13 +82,13 @@ class SegmentationPrediction(Prediction):
         """Draw the image beside the same with its classes laid over it, and a legend."""
         from linvit.inference.pictures.masks import draw_overlay
 
-        return draw_overlay(image, self.mask, self.classes)
+        return draw_overlay(image, self.mask, self.classes, self.colours)
 
     def mask_picture(self) -> Image.Image:
         """Return the mask as a picture that holds the values of a mask file and shows the classes as colours."""
         from linvit.inference.pictures.masks import mask_picture
 
-        return mask_picture(self.mask, self.values)
+        return mask_picture(self.mask, self.values, self.classes, self.colours)
 
 
 class SegmentationPredictor(Predictor[SegmentationPrediction, SegmentationEvaluation]):
@@ -148,16 +151,24 @@ class SegmentationPredictor(Predictor[SegmentationPrediction, SegmentationEvalua
     def predict_batch(self, images: Sequence[Prepared]) -> list[SegmentationPrediction]:
         """Return the class of each pixel of images."""
         masks = self.outputs(torch.stack([each.pixels for each in images]), images[0].size).to(torch.uint8).cpu()
-        return [SegmentationPrediction(mask, self.classes, self.code.values) for mask in masks.numpy()]
+        return [
+            SegmentationPrediction(mask, self.classes, self.code.values, self.code.colors) for mask in masks.numpy()
+        ]
 
     def load(
-        self, data: str, split: str | None = None, batch_size: int | None = None, workers: int = 0, strict: bool = False
+        self,
+        data: str,
+        split: str | None = None,
+        batch_size: int | None = None,
+        workers: int = 0,
+        strict: bool = False,
+        share: float = HELD_OUT,
     ) -> DataLoader[Any]:
         """Open data to evaluate on, as the base class says: a folder of images and masks, or ``digit-scenes``."""
         require(batch_size in (None, 1), "batch_size", batch_size, "1: images to segment are of different sizes")
         transform = eval_transform(**self.input_config)
         names = class_names(self.model)
-        dataset = eval_masks(data, split, names, self.code, transform, strict)
+        dataset = eval_masks(data, split, names, self.code, transform, strict, share)
         return DataLoader(dataset, 1, num_workers=workers, collate_fn=collate_masks)
 
     def _counts(self, loader: DataLoader[Any]) -> "_Counts":

@@ -136,6 +136,13 @@ SEEN = {
 }
 """Keys of what such a network sees, by task; all must be there."""
 
+COLOURS = Kind(
+    lambda value: _is_list(value, lambda row: _is_list(row, lambda each: _is_int(each, 0, 255), 3) and len(row) == 3),
+    "a list of colours, each red, green and blue from 0 to 255",
+)
+DRAWN = {"colors": COLOURS, "void": COLOURS, "label_names": TEXTS}
+"""Keys of what it sees that need not be there."""
+
 
 def read_description(folder: Path) -> dict[str, Any]:
     """Read the description of a saved model.
@@ -160,7 +167,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     _require(path, "", found, ("architecture",))
     if is_network:
         seen = SEEN.get(found["task"], {})
-        _check(path, "input.", found.get("input", {}), seen)
+        _check(path, "input.", found.get("input", {}), seen | DRAWN)
         _require(path, "input.", found.get("input", {}), seen)
         _check(path, "architecture.", found["architecture"], BUILT)
         count = found["architecture"].get("num_classes")

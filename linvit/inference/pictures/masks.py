@@ -10,7 +10,7 @@ from PIL import Image
 
 from linvit.inference.pictures.canvas import drawn
 
-__all__ = ["class_colours", "draw_overlay", "mask_picture"]
+__all__ = ["class_colours", "draw_overlay", "mask_picture", "palette_of"]
 
 OPACITY = 0.6
 MOST_IN_LEGEND = 20
@@ -25,18 +25,35 @@ def class_colours(count: int) -> np.ndarray:
     return (np.array(colours) * 255).round().astype(np.uint8)
 
 
-def draw_overlay(image: Image.Image, mask: np.ndarray, classes: Sequence[str]) -> Image.Image:
+def palette_of(classes: Sequence[str], colours: Sequence[Sequence[int]] | None = None) -> np.ndarray:
+    """Return ``[count, 3]`` bytes, the colour of each class in pictures and mask files; "background" is black.
+
+    Args:
+        classes: Names of the classes.
+        colours: Those that the data give the classes; None to choose.
+    """
+    if colours is not None:
+        return np.array(colours, dtype=np.uint8)
+    chosen = class_colours(len(classes))
+    chosen[[name == UNCOLOURED for name in classes]] = 0
+    return chosen
+
+
+def draw_overlay(
+    image: Image.Image, mask: np.ndarray, classes: Sequence[str], colours: Sequence[Sequence[int]] | None = None
+) -> Image.Image:
     """Draw an image beside the same with its classes laid over it; a class named "background" stays clear.
 
     Args:
         image: The image.
         mask: ``[H, W]`` class numbers.
         classes: Names of the classes.
+        colours: As for :func:`palette_of`.
     """
-    colours = class_colours(len(classes))
+    palette = palette_of(classes, colours)
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     opacity = np.array([0.0 if name == UNCOLOURED else OPACITY for name in classes], dtype=np.float32)[mask][..., None]
-    tinted = (pixels * (1 - opacity) + colours[mask] * opacity).round().astype(np.uint8)
+    tinted = (pixels * (1 - opacity) + palette[mask] * opacity).round().astype(np.uint8)
 
     width = 5.0
     height = float(np.clip(width * image.height / image.width, 2, 10))
@@ -48,7 +65,7 @@ def draw_overlay(image: Image.Image, mask: np.ndarray, classes: Sequence[str]) -
     present = [index for index in np.argsort(-counts, kind="stable") if counts[index]][:MOST_IN_LEGEND]
     patches = [
         Patch(
-            facecolor="none" if classes[i] == UNCOLOURED else tuple(colours[i] / 255),
+            facecolor="none" if classes[i] == UNCOLOURED else tuple(palette[i] / 255),
             edgecolor="#6b7280",
             label=f"{classes[i]}  {_percent(counts[i] / mask.size)}",
         )
@@ -62,18 +79,25 @@ def _percent(share: float) -> str:
     return f"{share:.1%}" if share >= 0.0005 else "<0.1%"
 
 
-def mask_picture(mask: np.ndarray, values: Sequence[int]) -> Image.Image:
+def mask_picture(
+    mask: np.ndarray,
+    values: Sequence[int],
+    classes: Sequence[str],
+    colours: Sequence[Sequence[int]] | None = None,
+) -> Image.Image:
     """Return a mask as a picture that holds, per pixel, the mask value of its class, and shows classes as colours.
 
     Args:
         mask: ``[H, W]`` class numbers.
         values: Mask value of each class; beyond 255 the picture has 16 bits and no colours.
+        classes: Names of the classes.
+        colours: As for :func:`palette_of`.
     """
     stored = np.asarray(values)[mask]
     if max(values) > 255:
         return Image.fromarray(stored.astype(np.uint16))
     palette = np.zeros((256, 3), dtype=np.uint8)
-    palette[list(values)] = class_colours(len(values))
+    palette[list(values)] = palette_of(classes, colours)
     picture = Image.fromarray(stored.astype(np.uint8), mode="P")
     picture.putpalette(palette.tobytes())
     return picture

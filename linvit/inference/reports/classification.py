@@ -18,7 +18,7 @@ from linvit.data.sources import Kind
 from linvit.files import atomic_write
 from linvit.inference.base import Report, Show, plainly
 from linvit.inference.classification import ClassificationEvaluation, ClassificationPredictor
-from linvit.inference.reports.common import speed, where
+from linvit.inference.reports.common import held_out_share, speed, where
 
 __all__ = ["evaluate"]
 
@@ -38,6 +38,7 @@ def evaluate(
     crop_pct: float | None = None,
     crops: int = 1,
     source: Kind = "auto",
+    split: str | None = None,
     real: bool = False,
     corrupt: Sequence[str] = (),
     against: Sequence[str] = (),
@@ -61,6 +62,7 @@ def evaluate(
         crop_pct: As for the predictor.
         crops: As there.
         source: What ``data`` names.
+        split: Which part of the data; None for the held-out one.
         real: Count by the ReaL labels of ImageNet's validation images, too.
         corrupt: Kinds of corruption to repeat it with, five severities each; "all" for all.
         against: More models.
@@ -87,11 +89,12 @@ def evaluate(
             predictor = ClassificationPredictor(
                 network, device, precision, img_size, crop_pct, crops=crops, corruption=corruption
             )
-            loader = predictor.load(data, batch_size=batch_size, workers=workers, strict=strict, source=source)
+            share = held_out_share(spec)
+            loader = predictor.load(data, split, batch_size, workers, strict, share, source)
             return predictor, loader.dataset, predictor.evaluate(loader, show, what)
 
         predictor, dataset, found = run("evaluating")
-        record = _record(spec, data, predictor, found, crops)
+        record = _record(spec, data, predictor, found, crops) | {"split": dataset.split}
         if real:
             record |= _real(dataset, found)
         if kinds:
@@ -168,7 +171,7 @@ def _words(record: dict[str, Any]) -> dict[str, str]:
     crops = f"crop {record['crop_pct']}" + (f", {record['crops']} crops" if record["crops"] > 1 else "")
     words = {
         "model": record["model"],
-        "data": f"{record['data']} ({record['images']:,} images)",
+        "data": f"{record['data']}, {record['split']} ({record['images']:,} images)",
         "size": f"{height}x{width} pixels, {record['interpolation']}, {crops}",
         **{name: f"{share:.2%}" for name, share in _shares(record).items()},
         "loss": f"{record['loss']:.4f}",

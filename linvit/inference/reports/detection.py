@@ -9,7 +9,7 @@ from linvit.files import atomic_write
 from linvit.inference.base import Report, Show, plainly
 from linvit.inference.coco import BOX_METRICS, CocoMetrics
 from linvit.inference.detection import DetectionPredictor
-from linvit.inference.reports.common import percent, speed, where
+from linvit.inference.reports.common import held_out_share, percent, speed, where
 
 __all__ = ["evaluate"]
 
@@ -50,7 +50,7 @@ def evaluate(
         OSError: The data are not there.
     """
     predictor = DetectionPredictor(load_model(model, untrained), device, precision, img_size)
-    loader = predictor.load(data, split, batch_size, workers, strict)
+    loader = predictor.load(data, split, batch_size, workers, strict, held_out_share(model))
     found = predictor.evaluate(loader, show)
     dataset: Any = loader.dataset
     if results:

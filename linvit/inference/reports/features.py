@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 
 from linvit.checkpoints import load_model
 from linvit.data.datasets import ImageSet, collate
+from linvit.data.parts import HELD_OUT
 from linvit.data.sources import Kind, open_source
 from linvit.inference.base import Report, Show, plainly
 from linvit.inference.probes import Extracted, Extractor, knn_votes, linear_probe
@@ -15,8 +16,6 @@ from linvit.inference.probes import Extracted, Extractor, knn_votes, linear_prob
 __all__ = ["evaluate"]
 
 EMBEDDED = "mnist5k"
-VAL_SHARE = 0.2
-"""Share of each class to hold out of folders that have no held-out part, as in training."""
 
 
 def evaluate(
@@ -65,7 +64,7 @@ def evaluate(
         OSError: The data are not there.
     """
     extractor = Extractor(load_model(model, untrained), stage, device, precision, img_size)
-    opened = open_source(source, None if data == EMBEDDED else data, VAL_SHARE)
+    opened = open_source(source, None if data == EMBEDDED else data, HELD_OUT)
     known = opened.train(extractor.transform, strict)
     if isinstance(known, ImageSet):
         known.replace_unreadable = False

@@ -4,7 +4,7 @@ from typing import Any
 
 from linvit.checkpoints import class_names, load_model
 from linvit.inference.base import Report, Show, plainly
-from linvit.inference.reports.common import percent, speed, where
+from linvit.inference.reports.common import held_out_share, percent, speed, where
 from linvit.inference.segmentation import SegmentationPredictor
 
 __all__ = ["evaluate"]
@@ -48,7 +48,7 @@ def evaluate(
         OSError: The data are not there.
     """
     predictor = SegmentationPredictor(load_model(model, untrained), device, precision, img_size, window, stride)
-    loader = predictor.load(data, split, batch_size, workers, strict)
+    loader = predictor.load(data, split, batch_size, workers, strict, held_out_share(model))
     dataset: Any = loader.dataset
     found = predictor.evaluate(loader, show)
     columns = (class_names(predictor.model), *(each.tolist() for each in (found.pixels.iou, found.pixels.acc)))
