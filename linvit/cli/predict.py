@@ -6,14 +6,17 @@ import json
 import sys
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from linvit.checkpoints import load_model
+from linvit.checks import some
 from linvit.cli.common import CROP, WINDOWS, Parser, at_least, print_json, print_rows, progress, share
+from linvit.data.coco import read_names
 from linvit.data.images import UnreadableImage, find_images
 from linvit.data.loading import cores
+from linvit.data.parts import match_names
 from linvit.files import atomic_write, save_picture
 
 MOST_IN_GRID = 48
@@ -36,6 +39,11 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "metavar": "JSON",
             "help": "write what was found in COCO's format for results here; images are numbered from 1",
         },
+        "--ids": {
+            "type": Path,
+            "metavar": "JSON",
+            "help": "annotation file in COCO's format whose ids of images and categories --results takes",
+        },
     },
     "segmentation": {
         **WINDOWS,
@@ -48,7 +56,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
 }
 """Options of each task, as argparse takes them; but for the files, they are arguments of its predictor."""
 
-FILES = ("grid", "results", "masks")
+FILES = ("grid", "results", "masks", "ids")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -76,6 +84,8 @@ def run(argv: Sequence[str]) -> int:
     predictor: Any = task.load_predictor()(model, args.device, args.precision, args.img_size, **own)
     sources: Sequence[Any] = predictor.examples() if named is None else named
 
+    ids = _ids(files["ids"], sources, predictor.classes, files["results"]) if files["ids"] else None
+
     records: list[dict[str, Any]] = []
     rows: list[dict[str, str]] = []
     drawn: list[Any] = []
@@ -102,7 +112,11 @@ def run(argv: Sequence[str]) -> int:
             if table:
                 table(name, prediction)
             if results:
-                results(prediction.results(count, name))
+                results(
+                    prediction.results(ids.images[name], name, ids.categories)
+                    if ids
+                    else prediction.results(count, name)
+                )
             if args.json:
                 records.append(record)
             elif not args.csv:
@@ -124,6 +138,27 @@ def run(argv: Sequence[str]) -> int:
     if written := "; ".join(f"{kind} in {place}" for kind, place in kinds.items() if place):
         print(written)
     return 0
+
+
+class _Ids(NamedTuple):
+    """Ids of images by their names, and of categories by theirs."""
+
+    images: dict[str, int]
+    categories: dict[str, int]
+
+
+def _ids(file: Path, sources: Sequence[Any], classes: Sequence[str], results: Path | None) -> _Ids:
+    """Look up what an annotation file calls images and classes."""
+    if results is None:
+        raise ValueError("--ids is for --results: give it, too")
+    if any(isinstance(source, tuple) for source in sources):
+        raise ValueError("--ids is for image files, not for embedded data")
+    known, categories = read_names(file)
+    if not set(classes) & categories.keys():
+        raise ValueError(
+            f"{file} has the categories {some(categories)}, which are none of the model's: {some(classes)}"
+        )
+    return _Ids(dict(zip(map(str, sources), match_names(file, known, sources), strict=True)), categories)
 
 
 def _say_passed_over(error: UnreadableImage) -> None:

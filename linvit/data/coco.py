@@ -3,7 +3,7 @@
 import gc
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from linvit.data.coco_faults import mend_categories, mend_ids, mend_polygons
 from linvit.data.image_files import find_image_files, image_folder
 from linvit.data.parts import ALL
 
-__all__ = ["CocoFile", "Record", "decode_mask", "encode_mask", "read_coco"]
+__all__ = ["CocoFile", "Record", "decode_mask", "encode_mask", "read_coco", "read_names"]
 
 Record = dict[str, Any]
 
@@ -102,7 +102,27 @@ def read_coco(path: Path, images: Path | None = None) -> CocoFile:
     return CocoFile(path, content, folder)
 
 
-def _parse(path: Path) -> dict[str, list[Record]]:
+def read_names(path: Path) -> tuple[list[tuple[str, int]], dict[str, int]]:
+    """Return the images of an annotation file, name and id, and the ids of its categories by name.
+
+    Nothing else of it is looked at, and neither images nor annotations need be there.
+
+    Raises:
+        OSError: There is no such file.
+        ValueError: It is damaged: the message names the record.
+    """
+    content = _parse(path, ("images", "categories"))
+    content["annotations"] = []
+    _check_fields(path, content)
+    mend_ids(path, content)
+    for part in ("images", "categories"):
+        _ids(path, part, content[part])
+    mend_categories(path, content)
+    images = [(each["file_name"], each["id"]) for each in content["images"]]
+    return images, {each["name"]: each["id"] for each in content["categories"]}
+
+
+def _parse(path: Path, parts: Sequence[str] = ("images", "annotations", "categories")) -> dict[str, list[Record]]:
     try:
         with _no_collection():
             content = json.loads(path.read_bytes().decode("utf-8-sig"))
@@ -110,12 +130,12 @@ def _parse(path: Path) -> dict[str, list[Record]]:
         raise ValueError(f"{path} is no JSON, it may be cut off: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no COCO annotation file: it holds no object with images, annotations, categories")
-    for part in ("images", "annotations", "categories"):
+    for part in parts:
         if not isinstance(content.get(part), list):
             raise ValueError(f"{path} is no COCO annotation file: it has no list {part!r}")
     if not content["images"] or not content["categories"]:
         raise ValueError(f"{path} has {len(content['images'])} images and {len(content['categories'])} categories")
-    return {part: content[part] for part in ("images", "annotations", "categories")}
+    return {part: content[part] for part in parts}
 
 
 @contextmanager

@@ -20,6 +20,7 @@ __all__ = [
     "fingerprint",
     "held_out",
     "lines_of",
+    "match_names",
     "normalised",
     "only_folder",
     "part_named",
@@ -133,6 +134,34 @@ class NameIndex:
         if len(candidates) > 1 and near is not None:
             candidates = [path for path in candidates if Path(path).parent == near]
         return candidates[0] if len(candidates) == 1 else None
+
+
+def match_names(where: Path, known: Sequence[tuple[str, int]], paths: Sequence[str | os.PathLike[str]]) -> list[int]:
+    """Return the id of each image of an annotation file, which may name it by another folder.
+
+    Args:
+        where: The annotation file, for the message.
+        known: Names and ids.
+        paths: The images.
+
+    Raises:
+        ValueError: One is not among them, or could be several.
+    """
+    index: dict[str, list[tuple[list[str], int]]] = defaultdict(list)
+    for name, number in known:
+        if pieces := _pieces(name):
+            index[pieces[-1]].append((pieces, number))
+    found = []
+    for path in paths:
+        wanted = _pieces(os.fspath(path))
+        candidates = index.get(wanted[-1], []) if wanted else []
+        lengths = [_common_end(wanted, pieces) for pieces, _ in candidates]
+        best = [number for (_, number), length in zip(candidates, lengths, strict=True) if length == max(lengths)]
+        if len(best) != 1:
+            what = "could be several of" if best else "is not among"
+            raise ValueError(f"image {os.fspath(path)} {what} the {len(known):,} images of {where}")
+        found += best
+    return found
 
 
 def _pieces(path: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,12 +100,22 @@ class DetectionPrediction(Prediction):
             for each in self.detections()
         ]
 
-    def results(self, image_id: int, name: str) -> list[Record]:
-        """Return the detections in COCO's format for results, categories counted from 1, with the image's name."""
-        return [
-            {"image_id": image_id, "file_name": name, "category_id": each.pop("index") + 1, **each}
-            for each in self.detections()
-        ]
+    def results(self, image_id: int, name: str, categories: Mapping[str, int] | None = None) -> list[Record]:
+        """Return the detections in COCO's format for results, with the image's name.
+
+        Args:
+            image_id: The image's id.
+            name: Its name.
+            categories: Ids of the classes by name, of which those that are not there are left out; None counts from 1.
+        """
+        if categories is None:
+            categories = {each: number for number, each in enumerate(self.classes, 1)}
+        made = []
+        for each in self.detections():
+            del each["index"]
+            if each["class"] in categories:
+                made.append({"image_id": image_id, "file_name": name, "category_id": categories[each["class"]], **each})
+        return made
 
     def picture(self, image: Image.Image) -> Image.Image:
         """Draw boxes, classes, scores and masks onto the image."""

@@ -333,6 +333,61 @@ def test_help_is_that_of_the_task(linvit_command) -> None:
         assert "detection:" in out
 
 
+def test_results_take_the_ids_of_an_annotation_file(linvit_command, finder: Path, cells: Path, tmp_path: Path) -> None:
+    file = cells / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    for image in content["images"]:
+        image |= {"id": image["id"] + 70, "file_name": f"C:\\photos\\{image['file_name']}"}
+    del content["annotations"]
+    (tmp_path / "ids.json").write_text(json.dumps(content))
+    command = ["predict", finder, cells / "val", "--min-score", "0", "--results", tmp_path / "found.json"]
+    assert linvit_command(*command, "--ids", tmp_path / "ids.json").code == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert {(each["image_id"], Path(each["file_name"]).name) for each in found} == {
+        (70 + i, f"{i}.png") for i in range(3)
+    }
+    assert {(each["category_id"], each["class"]) for each in found} <= {(3, "red"), (6, "blue")}
+
+    assert linvit_command("eval", finder, cells, "--results", tmp_path / "same.json").code == 0
+    assert linvit_command(*command, "--ids", file).code == 0
+    same, found = (json.loads((tmp_path / name).read_text()) for name in ("same.json", "found.json"))
+    key = lambda each: (each["image_id"], -each["score"], each["bbox"])  # noqa: E731
+    for one, other in zip(sorted(same, key=key), sorted(found, key=key), strict=True):
+        assert other["bbox"] == pytest.approx(one["bbox"])
+        assert other["score"] == pytest.approx(one["score"])
+        assert (other["image_id"], other["category_id"]) == (one["image_id"], one["category_id"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content["images"].pop(), "2.png is not among the 2 images of "),
+        (
+            lambda content: content["images"].append({"id": 9, "file_name": "b/2.png"}),
+            "2.png could be several of the 4",
+        ),
+        (lambda content: content["categories"].clear(), "has 3 images and 0 categories"),
+        (
+            lambda content: content.update(categories=[{"id": 1, "name": "x"}]),
+            "has the categories x, which are none of",
+        ),
+        (lambda content: content["images"][0].pop("file_name"), "record 0 of images has no proper 'file_name'"),
+    ],
+)
+def test_ids_that_do_not_fit_are_said_before_anything_is_predicted(
+    linvit_command, finder: Path, cells: Path, tmp_path: Path, change, message: str
+) -> None:
+    content = json.loads((cells / "annotations" / "instances_val.json").read_text())
+    change(content)
+    (tmp_path / "ids.json").write_text(json.dumps(content))
+    args = ("--results", tmp_path / "found.json", "--ids", tmp_path / "ids.json")
+    said = linvit_command("predict", finder, cells / "val", *args)
+    assert said.code == 2
+    assert message in said.err
+    assert said.err.count("\n") == 1
+    assert not (tmp_path / "found.json").exists()
+
+
 @pytest.mark.slow
 def test_digit_scenes_are_learned_in_three_minutes(linvit_command, tmp_path: Path) -> None:
     """On one core, from nothing: see the recipe."""
