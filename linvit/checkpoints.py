@@ -111,7 +111,7 @@ def load_model(spec: str | Path, untrained: bool = False, *, img_size: tuple[int
             f"{did_you_mean(name, timm.list_models() + timm.list_pretrained(), otherwise='')}"
         )
     if img_size is not None and hasattr(model, "set_input_size"):
-        model.set_input_size(img_size)
+        model.set_input_size(img_size)  # type: ignore[operator]
     return model.eval()
 
 
