@@ -26,13 +26,14 @@ from lightning.pytorch.loggers import Logger
 
 from linvit import __version__, recipes
 from linvit.analysis.plots import plot_curves
+from linvit.checks import first_line
 from linvit.cli.common import print_facts, print_json, print_rows
 from linvit.data.module import VisionData
 from linvit.registry import TASKS
 from linvit.tasks import run_folder as files
 from linvit.tasks.callbacks import EpochLines, KeepBest, LastCheckpoint
 from linvit.tasks.faults import SkipNotFinite, StepSeed
-from linvit.tasks.settings import check_nulls, check_sections, readable, task_in
+from linvit.tasks.settings import check_nulls, check_sections, readable, task_in, warn_of_slow_bfloat16
 from linvit.tasks.trackers import TrackerName, open_trackers
 
 _DESCRIPTION = """Train a model and keep everything about it in a run folder.
@@ -291,28 +292,18 @@ def _fit(cli: TrainCLI) -> float:
             f"on {cli.trainer.strategy.root_device}, {cli.trainer.precision}: {cli.folder}",
             file=sys.stderr,
         )
-    _warn_of_slow_bfloat16(cli.trainer)
+    warn_of_slow_bfloat16(cli.trainer)
     begin = time.perf_counter()
     try:
         with cli.checkpoint.catching_interrupts():
             cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=str(cli.last) if cli.last else None)
     except (Exception, SystemExit) as error:  # Lightning exits on signals, and loading processes may die of them
+        if cli.last and files.was_restoring(error):
+            raise ValueError(f"{cli.last} does not fit this run, or is damaged: {first_line(error)}") from error
         if cli.checkpoint.interrupted:
             raise KeyboardInterrupt(f"interrupted; go on with: linvit train --resume {cli.folder}") from error
         raise
     return time.perf_counter() - begin
-
-
-def _warn_of_slow_bfloat16(trainer: Trainer) -> None:
-    """Warn where bfloat16 would be computed by float32 instructions: it is about ten times slower than float32."""
-    able = torch.cpu.get_capabilities()
-    native = able["architecture"] != "x86_64" or able.get("avx512_bf16") or able.get("amx_bf16")
-    if trainer.strategy.root_device.type == "cpu" and "bf16" in str(trainer.precision) and not native:
-        warnings.warn(
-            f"--trainer.precision {trainer.precision}: this processor has no bfloat16 arithmetic, and float32 is about "
-            "10 times faster on it: give --trainer.precision 32-true",
-            stacklevel=2,
-        )
 
 
 def _checked_classes(data: Any) -> int:

@@ -10,6 +10,7 @@ import errno
 import io
 import os
 import tempfile
+import traceback
 import warnings
 import zipfile
 from argparse import Namespace
@@ -113,8 +114,35 @@ def _is_whole(path: Path) -> bool:
 
 
 def steps_done(checkpoint: Path) -> int:
-    """Return how many updates a checkpoint holds."""
-    return torch.load(checkpoint, weights_only=True, mmap=True)["global_step"]
+    """Return how many updates a checkpoint holds.
+
+    Raises:
+        ValueError: It is no checkpoint of a training, or what it says of its progress is damaged.
+    """
+    content = torch.load(checkpoint, weights_only=True, mmap=True)
+    if not isinstance(content, dict):
+        raise ValueError(f"{checkpoint} is no checkpoint of a training")
+    for name in ("global_step", "epoch"):
+        value = content.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ValueError(f"{checkpoint}: {name} is {value!r}, and must be a whole number, 0 or more")
+    _check_progress(checkpoint, "loops", content.get("loops"))
+    return content["global_step"]
+
+
+def _check_progress(checkpoint: Path, place: str, found: Any) -> None:
+    """Check that what counts the epochs and batches of a checkpoint are numbers."""
+    if isinstance(found, dict):
+        for name, value in found.items():
+            _check_progress(checkpoint, f"{place}.{name}", value)
+    elif not isinstance(found, int):
+        raise ValueError(f"{checkpoint}: {place} is {found!r}, and must be a whole number")
+
+
+def was_restoring(error: BaseException) -> bool:
+    """Tell whether a checkpoint was being read: Lightning raises whatever its contents lead to."""
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return isinstance(error, Exception) and any(name.endswith(".checkpoint_connector") for name in modules)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Recipes, descriptions and checkpoints of detection and segmentation after hands changed them: one line, or it works."""
+"""Recipes, descriptions and checkpoints of dense tasks after hands changed them: one line, or they work."""
 
 import json
 import random
@@ -19,14 +19,14 @@ EDITS = 10
 """For each file; seeds are fixed."""
 
 TASKS = ["detect", "segment"]
-SHORT = {
-    "max_epochs": 1,
-    "max_steps": 2,
-    "limit_train_batches": 1,
-    "limit_val_batches": 1,
-    "accelerator": "cpu",
-    "enable_progress_bar": False,
-}
+SHORT = [
+    "--trainer.max_epochs=1",
+    "--trainer.max_steps=2",
+    "--trainer.limit_train_batches=1",
+    "--trainer.limit_val_batches=1",
+    "--trainer.accelerator=cpu",
+    "--data.workers=0",
+]
 CARE = {"depths": [1, 1, 1, 1], "dims": [4, 4, 16, 32], "layer_scale_init_value": 0.5}
 SMALL: dict[str, dict[str, Any]] = {"detect": {"channels": 8}, "segment": {}}
 
@@ -34,9 +34,8 @@ SMALL: dict[str, dict[str, Any]] = {"detect": {"channels": 8}, "segment": {}}
 def recipe_of(task: str) -> dict[str, Any]:
     """Return a packaged recipe, made short and small."""
     recipe = yaml.safe_load(recipes.find(f"small/{task}_digits").read_text())
-    recipe["trainer"] = recipe["trainer"] | SHORT
     recipe["model"] = recipe["model"] | SMALL[task] | {"backbone_args": CARE}
-    recipe["data"] = recipe["data"] | {"batch_size": 2, "workers": 0}
+    recipe["data"] = recipe["data"] | {"batch_size": 2}
     return recipe
 
 
@@ -46,7 +45,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
     folder = tmp_path_factory.mktemp(request.param)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe_of(request.param)))
-    assert main(["train", "--config", str(folder / "recipe.yaml"), "--out", str(folder / "run")]) == 0
+    assert main(["train", "--config", str(folder / "recipe.yaml"), "--out", str(folder / "run"), *SHORT]) == 0
     return folder / "run"
 
 
@@ -64,7 +63,7 @@ def test_recipes(linvit_command: Any, tmp_path: Path, task: str) -> None:
     for number in range(EDITS):
         changed = edited(recipe, chance)
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(changed))
-        said = linvit_command("train", "--config", tmp_path / "recipe.yaml", "--out", tmp_path / str(number))
+        said = linvit_command("train", "--config", tmp_path / "recipe.yaml", "--out", tmp_path / str(number), *SHORT)
         check(said, changed)
         codes.append(said.code)
     assert set(codes) == {0, 2}
@@ -89,7 +88,10 @@ def test_settings_of_a_run_that_goes_on(linvit_command: Any, run: Path, tmp_path
         folder = shutil.copytree(run, tmp_path / str(number))
         changed = edited(original, chance)
         (folder / "config.yaml").write_text(yaml.safe_dump(changed))
-        check(linvit_command("train", "--resume", folder, "--trainer.max_steps=4", "--trainer.max_epochs=2"), changed)
+        check(
+            linvit_command("train", "--resume", folder, *SHORT, "--trainer.max_steps=4", "--trainer.max_epochs=2"),
+            changed,
+        )
 
 
 def test_checkpoints_to_go_on_from(linvit_command: Any, run: Path, tmp_path: Path) -> None:
@@ -101,7 +103,7 @@ def test_checkpoints_to_go_on_from(linvit_command: Any, run: Path, tmp_path: Pat
         name = chance.choice(plain)
         changed = original | {name: edited({name: original[name]}, chance).get(name)}
         torch.save(changed, folder / "last.ckpt")
-        said = linvit_command("train", "--resume", folder, "--trainer.max_steps=4", "--trainer.max_epochs=2")
+        said = linvit_command("train", "--resume", folder, *SHORT, "--trainer.max_steps=4", "--trainer.max_epochs=2")
         check(said, (name, changed[name]))
 
 
