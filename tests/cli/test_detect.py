@@ -389,6 +389,27 @@ def test_ids_that_do_not_fit_are_said_before_anything_is_predicted(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("call", [3, 6, 9])
+def test_the_recipe_killed_anywhere_repeats_the_undisturbed_run_bit_by_bit(tmp_path: Path, call: int) -> None:
+    """CARE below RetinaNet on the embedded scenes, augmented by two processes: weights, optimizer, average, metrics."""
+
+    def given(name: str) -> list[str]:
+        limits = [f"--trainer.limit_{part}_batches=4" for part in ("train", "val")]
+        more = ["--trainer.max_epochs=3", "--trainer.accelerator=cpu", "--data.workers=2", "--checkpoint.steps=2"]
+        return ["train", "--config=small/detect_digits", *limits, *more, f"--out={tmp_path / name}"]
+
+    assert main(given("whole")) == 0
+    killed_at(call, given("run"), DetectionTask)
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    mine, theirs = (torch.load(folder / "last.ckpt", weights_only=True) for folder in (run, whole))
+    for name in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers"):
+        torch.testing.assert_close(mine.get(name), theirs.get(name), rtol=0, atol=0, msg=name)
+    assert [whole_epoch(row) for row in metrics(run)] == [whole_epoch(row) for row in metrics(whole)]
+
+
+@pytest.mark.slow
 def test_digit_scenes_are_learned_in_three_minutes(linvit_command, tmp_path: Path) -> None:
     """On one core, from nothing: see the recipe."""
     recipe = "small/detect_digits"

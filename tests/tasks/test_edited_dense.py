@@ -15,7 +15,7 @@ from tests.weights.test_description import edited
 
 pytestmark = pytest.mark.slow
 
-EDITS = 10
+EDITS = 30
 """For each file; seeds are fixed."""
 
 TASKS = ["detect", "segment"]
