@@ -36,6 +36,6 @@ def some(names: Iterable[object], most: int = 5) -> str:
     return f"{shown} and {len(listed) - most:,} more" if len(listed) > most else shown
 
 
-def first_line(error: Exception, most: int = 160) -> str:
+def first_line(error: BaseException, most: int = 160) -> str:
     """Return the first line of an error's message, at most ``most`` characters; its type where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
