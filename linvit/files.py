@@ -1,8 +1,9 @@
 """Writing files so that nobody ever meets half of one."""
 
+import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,29 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-__all__ = ["atomic_write", "save_picture"]
+__all__ = ["atomic_write", "check_output", "save_picture"]
+
+
+def check_output(path: "str | Path | None", folder: bool = False) -> None:
+    """Check that a file, or files into a folder, can be written, before anything takes long; nothing is made.
+
+    Args:
+        path: The file, or the folder; None for nothing to write.
+        folder: It is a folder.
+
+    Raises:
+        OSError: Something is in the way, or may not be written into; the message says what.
+    """
+    if path is None:
+        return
+    path = Path(path)
+    if not folder and path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a folder, and a file is meant")
+    nearest = next(place for place in ([path] if folder else []) + [*path.absolute().parents] if place.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"cannot write into {path if folder else path.parent}: {nearest} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(f"cannot write into {path if folder else path.parent}: {nearest} may not be written into")
 
 
 @contextmanager
@@ -25,9 +48,16 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())  # or a power cut could leave the new name with nothing behind it
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename == str(temporary):  # nobody has asked for that name
+            error.filename = str(path)
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(NotADirectoryError):
+            temporary.unlink(missing_ok=True)
 
 
 def save_picture(picture: "Image | Figure", path: str | Path) -> None:

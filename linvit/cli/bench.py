@@ -13,7 +13,7 @@ from linvit.bench.run import Measurement, machine, measure, speed_up
 from linvit.catalogue import PUBLISHED_TOP1
 from linvit.cli.common import Parser, image_size, print_json, print_rows, progress
 from linvit.deploy.export import BOUNDS
-from linvit.files import atomic_write
+from linvit.files import atomic_write, check_output
 
 FUSED = {"yes": (True,), "no": (False,), "both": (False, True)}
 
@@ -112,6 +112,7 @@ def _parse(argv: Sequence[str]) -> Any:
         format = RUNTIMES[name]
         if args.batch_size and format is not None and not format.any_batch:
             raise ValueError(f"--batch-size: a file for {format.title} takes one image; leave it out, or {name}")
+    check_output(args.out, folder=True)
     _accuracies(args.top1)
     return args
 

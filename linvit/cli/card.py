@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from linvit.cli.common import Parser, print_json
-from linvit.files import atomic_write
+from linvit.files import atomic_write, check_output
 from linvit.hub import CARD, model_card
 
 
@@ -21,6 +21,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
     out = args.out or args.run / CARD
+    check_output(out)
     text = model_card(args.run, args.repo, args.license)
     if out.exists() and not args.force:
         raise ValueError(f"{out} is there already: --force replaces it")

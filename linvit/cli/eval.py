@@ -9,6 +9,7 @@ from linvit.cli.common import CROP, SPLIT, WINDOWS, Parser, at_least, print_json
 from linvit.data.corruptions import CORRUPTIONS
 from linvit.data.loading import cores
 from linvit.data.sources import Kind
+from linvit.files import check_output
 
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "classification": {
@@ -74,6 +75,8 @@ def run(argv: Sequence[str]) -> int:
     else:
         args, task, own = parser.parse_for_task(argv, OPTIONS)
         evaluate = task.load_evaluation()
+    for place in ("results", "chart", "per_class", "confusion"):
+        check_output(own.get(place))
     report = evaluate(
         args.model,
         args.data,

@@ -18,6 +18,7 @@ from linvit.deploy import FORMATS, export_model, find_format
 from linvit.deploy.export import BOUNDS
 from linvit.deploy.formats import Format
 from linvit.deploy.job import input_config
+from linvit.files import check_output
 from linvit.inference.base import check_finite
 
 DIGITS = "mnist5k"
@@ -52,6 +53,7 @@ def run(argv: Sequence[str]) -> int:
     if args.precision == "int8" and not args.calibration:
         raise ValueError("--precision int8 needs --calibration IMAGE..., images like those that the model will see")
     format = find_format(args.to)
+    check_output(args.out.parent if args.out else None, folder=True)
     model = load_model(args.model, args.untrained)
     check_finite(model)
     config = input_config(model, args.img_size, args.dynamic_size)

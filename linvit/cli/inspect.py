@@ -18,10 +18,12 @@ def run(argv: Sequence[str]) -> int:
     from linvit.analysis.inspection import Eye, Inspection
     from linvit.checkpoints import load_model
     from linvit.data.images import UnreadableImage
+    from linvit.files import check_output
     from linvit.inference.base import check_finite, find_device
     from linvit.inference.stream import open_image
 
     args = _parser().parse_args(argv)
+    check_output(args.out, folder=True)
     sources = _sources(args.images)
     if len(sources) > MOST_IMAGES:
         raise ValueError(f"at most {MOST_IMAGES} images fit one report, got {len(sources)}")

@@ -17,7 +17,7 @@ from linvit.data.coco import read_names
 from linvit.data.images import UnreadableImage, find_images
 from linvit.data.loading import cores
 from linvit.data.parts import match_names
-from linvit.files import atomic_write, save_picture
+from linvit.files import atomic_write, check_output, save_picture
 
 MOST_IN_GRID = 48
 
@@ -77,6 +77,10 @@ def run(argv: Sequence[str]) -> int:
     from linvit.inference.stream import open_image, predict_all
 
     files: dict[str, Path | None] = {name: own.pop(name, None) for name in FILES}
+    for place in (args.csv, files["grid"], files["results"]):
+        check_output(place)
+    for place in (args.save, files["masks"]):
+        check_output(place, folder=True)
     named = None if args.images == [task.examples] else find_images(args.images)
     if files["grid"] and named and len(named) > MOST_IN_GRID:
         raise ValueError(f"--grid takes at most {MOST_IN_GRID} images, got {len(named)}; --save takes any number")

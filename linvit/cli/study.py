@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from linvit.cli.common import Parser, at_least, print_json, print_rows
-from linvit.files import atomic_write
+from linvit.files import atomic_write, check_output
 from linvit.studies.report import chart, comparisons, processor_time, speeds, table
 from linvit.studies.run import RECORD, run_study
 from linvit.studies.study import read_study
@@ -42,6 +42,7 @@ def run(argv: Sequence[str]) -> int:
         print(yaml.safe_dump({arm: study.bench.get(arm) or study.settings(arm) for arm in study.arms}, sort_keys=False))
         return 0
     out = args.out or Path("studies", study.name)
+    check_output(out, folder=True)
     record = run_study(study, out, args.arms, args.jobs, args.threads, lambda line: print(line, file=sys.stderr))
     found = [] if study.bench else comparisons(study, record)
     rows = speeds(record) if study.bench else table(study, record)

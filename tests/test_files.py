@@ -1,0 +1,64 @@
+"""Files that are written: whole or not at all, and what is in the way is named before anything takes long."""
+
+from pathlib import Path
+
+import pytest
+
+from linvit.files import atomic_write, check_output
+
+
+def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    for path in (tmp_path / "gone" / "a.csv", tmp_path):
+        with pytest.raises((FileNotFoundError, IsADirectoryError)) as caught, atomic_write(path) as temporary:
+            temporary.write_text("x")
+        assert caught.value.filename == str(path)
+    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.parent.glob(".*part"))
+
+
+def test_what_is_in_the_way_is_named_and_nothing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    for path in ("file", "new", "a/b/c.csv"):
+        check_output(tmp_path / path)
+    check_output(tmp_path / "a" / "b", folder=True)
+    check_output(None)
+    with pytest.raises(IsADirectoryError, match="it is a folder, and a file is meant"):
+        check_output(tmp_path)
+    for path, folder in (("file", True), ("file/x", True), ("file/x/y", False)):
+        with pytest.raises(NotADirectoryError, match=r"cannot write into .*: .*/file is a file"):
+            check_output(tmp_path / path, folder)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match="may not be written into"):
+        check_output(tmp_path / "new" / "a.csv")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["predict", "RUN", "mnist5k", "--csv", "FILE/a"],
+        ["predict", "RUN", "mnist5k", "--csv", "FOLDER"],
+        ["predict", "RUN", "mnist5k", "--save", "FILE"],
+        ["predict", "RUN", "mnist5k", "--grid", "FOLDER"],
+        ["eval", "RUN", "mnist5k", "--confusion", "FILE/a"],
+        ["eval", "RUN", "mnist5k", "--per-class", "FOLDER"],
+        ["eval", "RUN", "mnist5k", "--against", "RUN2", "--chart", "FOLDER"],
+        ["export", "RUN", "--to", "torch", "--out", "FILE/a"],
+        ["inspect", "RUN", "mnist5k", "--out", "FILE"],
+        ["bench", "RUN", "--out", "FILE"],
+        ["card", "RUN", "--out", "FOLDER", "--force"],
+        ["study", "mechanism_small", "--out", "FILE"],
+    ],
+)
+def test_every_command_looks_first(linvit_command, run_folder: Path, tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "file").touch()
+    given = {"RUN": run_folder, "FILE": tmp_path / "file", "FOLDER": tmp_path}
+    words = [given.get(word, word.replace("FILE", str(tmp_path / "file"))) for word in command]
+    said = linvit_command(*words)
+    assert said.code == 2
+    assert said.err.startswith("linvit: error: cannot write")
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
