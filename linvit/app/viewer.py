@@ -59,6 +59,8 @@ class Viewer:
                 probabilities = self.eye.model(pixels)[0].float().softmax(dim=0)
             top = probabilities.topk(min(5, len(probabilities)))
             found = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+            if not top.values.isfinite().all():
+                raise ValueError("the model's outputs are not finite (NaN or infinite)")
             return {"classes": [{"class": self.eye.labels[i], "probability": value} for i, value in found]}
         (prediction,) = self.predictor.predict([image])
         return {"picture": _data(prediction.picture(image)), "found": prediction.row()}

@@ -14,11 +14,16 @@ from tests.app.test_server import huge, png
 sync_api = pytest.importorskip(
     "playwright.sync_api", reason="the browser is driven by playwright: pip install playwright"
 )
+expect = sync_api.expect
+expect.set_options(timeout=60_000)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the path: apt-get install chromium"),
     pytest.mark.xdist_group("browser"),
 ]
+PATIENCE = 60_000
+"""Milliseconds; a busy machine is no fault of the page."""
+
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -51,6 +56,7 @@ class Visit:
         self.page.on("request", lambda request: self.fetched.append(request.url))
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))
         self.page.on("console", self._note)
+        self.page.set_default_timeout(PATIENCE)
         self.page.goto(address)
         self.page.wait_for_selector("#samples button")
 
@@ -63,17 +69,16 @@ class Visit:
         self.page.set_input_files("#file", {"name": name, "mimeType": "image/png", "buffer": content})
 
     def results(self, count: int) -> Any:
-        """Wait until so many models have answered."""
-        self.page.wait_for_function(
-            "count => document.querySelectorAll('.result').length === count"
-            " && document.getElementById('status').textContent !== 'looking …'",
-            arg=count,
-            timeout=60_000,
-        )
-        return self.page.locator(".result")
+        """Wait until so many models have answered, and return what they said."""
+        found = self.page.locator(".result")
+        expect(found).to_have_count(count)
+        expect(self.page.locator("#status")).to_have_text("done")
+        return found
 
-    def done(self) -> None:
-        self.page.locator("#status", has_text="done").wait_for(timeout=60_000)
+    def changed(self, before: list[str]) -> None:
+        """Wait until other maps are shown."""
+        expect(self.page.locator(".result .map img").first).not_to_have_attribute("src", before[0])
+        expect(self.page.locator("#status")).to_have_text("done")
 
     def maps(self) -> list[str]:
         return [self.page.locator(".result .map img").nth(i).get_attribute("src") for i in range(2)]
@@ -100,13 +105,11 @@ def test_upload_predict_click_and_compare(visit: Visit, tmp_path: Path) -> None:
     shares = cards.nth(0).locator(".bar > span:last-child").all_inner_texts()
     assert len(shares) == 3
     assert sum(float(share.removesuffix(" %")) for share in shares) == pytest.approx(100, abs=0.3)
-    visit.done()
     before = visit.maps()
     box = visit.page.locator("#picture").bounding_box()
     visit.page.mouse.click(box["x"] + 0.31 * box["width"], box["y"] + 0.81 * box["height"])
     assert visit.page.locator("#place").inner_text() == "Now column 18, row 32."
-    visit.page.wait_for_function("before => document.querySelector('.result .map img').src !== before", arg=before[0])
-    visit.done()
+    visit.changed(before)
     assert all(now != then for now, then in zip(visit.maps(), before, strict=True))
 
     last = cards.nth(1).locator(".layers button").nth(2)
@@ -128,11 +131,11 @@ def test_bad_files_are_said_and_the_page_goes_on(visit: Visit) -> None:
     message = visit.page.locator("#message")
     for content, said in ((b"text", "this is no image that can be read"), (huge(), "7000 x 7000 pixels")):
         visit.give(content)
-        visit.page.wait_for_function("said => document.getElementById('message').textContent.includes(said)", arg=said)
-        assert message.is_visible()
+        expect(message).to_contain_text(said)
+        expect(message).to_be_visible()
     visit.give(png())
     visit.results(2)
-    assert not message.is_visible()
+    expect(message).to_be_hidden()
     visit.page.fill("#path", "nowhere/at/all")
     visit.page.click("#open button")
     visit.page.wait_for_selector("#message:has-text('there is no run folder or checkpoint file at')")
@@ -147,7 +150,6 @@ def test_two_people_do_not_see_each_others_images(browser: Any, address: str) ->
     there.give(png((30, 50), (0, 0, 250)))
     for visit in (here, there):
         visit.results(2)
-        visit.done()
     mine, yours = (visit.page.locator("#picture").get_attribute("src") for visit in (here, there))
     assert mine != yours
     assert not any(str(yours) in url for url in here.fetched)
@@ -165,7 +167,6 @@ def test_the_keyboard_is_enough(visit: Visit) -> None:
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")  # the first sample
     visit.results(2)
-    visit.done()
     page.keyboard.press("Tab")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "target"
@@ -174,7 +175,7 @@ def test_the_keyboard_is_enough(visit: Visit) -> None:
     page.keyboard.press("Shift+ArrowDown")
     page.keyboard.press("ArrowLeft")
     assert page.locator("#place").inner_text() != place
-    page.wait_for_function("before => document.querySelector('.result .map img').src !== before", arg=before[0])
+    visit.changed(before)
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid", "one sees where one is"
     named = page.evaluate(
@@ -187,8 +188,7 @@ def test_the_keyboard_is_enough(visit: Visit) -> None:
 def test_a_narrow_screen_needs_no_sideways_scrolling(browser: Any, address: str) -> None:
     visit = Visit(browser, address, width=320)
     visit.give(png((1013, 37)))
-    visit.page.wait_for_selector("#original:not([hidden])")
-    visit.page.wait_for_timeout(300)
+    visit.results(2)
     for _ in range(2):
         assert visit.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         visit.page.get_by_role("button", name="digit").click()
@@ -217,9 +217,8 @@ def test_a_pasted_and_a_dropped_image_are_taken(visit: Visit) -> None:
             [event, holder, list(png((70 if event == "paste" else 50, 20)))],
         )
         width = 70 if event == "paste" else 50
-        visit.page.wait_for_function("width => document.getElementById('picture').naturalWidth === width", arg=width)
+        expect(visit.page.locator("#picture")).to_have_js_property("naturalWidth", width)
     visit.results(2)
-    visit.done()
 
 
 def test_a_page_without_a_server_says_so(browser: Any, address: str) -> None:
