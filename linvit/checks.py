@@ -1,10 +1,11 @@
 """Checks of settings, and the words of refusals: each names the setting, what it was and what is allowed."""
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from inspect import signature
 
-__all__ = ["did_you_mean", "first_line", "require", "require_numbers", "some"]
+__all__ = ["did_you_mean", "first_line", "require", "require_numbers", "said_as", "some"]
 
 
 def require(holds: bool, name: str, value: object, allowed: str) -> None:
@@ -19,6 +20,21 @@ def require_numbers(where: str, given: Mapping[str, object], function: Callable[
         value = given.get(name, parameter.default)
         if isinstance(parameter.default, float) and not isinstance(value, int | float | None):
             raise ValueError(f"{where}: {name} must be a number such as {parameter.default}, not {value!r}")
+
+
+@contextmanager
+def said_as(what: str) -> Iterator[None]:
+    """Raise as a ValueError whatever a library raises about arguments that come from a file or a person.
+
+    Args:
+        what: What does not suit it, which the message begins with.
+    """
+    try:
+        yield
+    except (ValueError, OSError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # an index, a type, a size: whatever the arguments happen to break first
+        raise ValueError(f"{what}: {first_line(error)}") from error
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "timm names them all") -> str:

@@ -142,7 +142,7 @@ class TrainCLI(LightningCLI):
         for path in first.config:
             check_sections(path)
         name = first.task or task_in(first.config) or "classify"
-        if name not in TASKS:
+        if not isinstance(name, str) or name not in TASKS:
             raise ValueError(f"--task {name!r} is not known; there is {', '.join(TASKS)}")
         self._task = TASKS[name]
         super().__init__(

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from linvit.checks import said_as
 from linvit.registry import TASKS
 
 __all__ = ["DenseModel", "build"]
@@ -56,7 +57,5 @@ def build(task: str, architecture: dict[str, Any]) -> DenseModel:
     known = [name for name, each in TASKS.items() if each.network]
     if task not in known:
         raise ValueError(f"unknown task {task!r} of a saved model; there is {', '.join(known)}")
-    try:
+    with said_as(f"{architecture} is no architecture for task {task!r}"):
         return TASKS[task].load_network()(**architecture)
-    except TypeError as error:
-        raise ValueError(f"{architecture} is no architecture for task {task!r}: {error}") from error

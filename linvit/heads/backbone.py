@@ -9,7 +9,7 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linvit.checks import did_you_mean, require_numbers
+from linvit.checks import did_you_mean, require_numbers, said_as
 from linvit.linearization import Described, rebuild
 from linvit.weights import prepare_state_dict, read_state_dict
 from linvit.weights.description import CONFIG_NAME, read_description
@@ -93,12 +93,10 @@ def _create(name: str, args: dict[str, Any], pretrained: bool) -> Any:
         raise ValueError(f"unknown backbone {name!r}{did_you_mean(name, timm.list_models())}")
     if args.get("in_chans", 3) != 3:
         raise ValueError(f"backbone_args: in_chans must be 3, as images are read in colour, not {args['in_chans']!r}")
-    try:
+    with said_as(f"backbone {name} cannot be built with {args}"):
         create = create_pretrained if pretrained else timm.create_model
         model = create(name, num_classes=0, **args)
         require_numbers(f"backbone_args of {name}", args, type(model))
-    except TypeError as error:
-        raise ValueError(f"backbone {name} cannot be built with {args}: {error}") from error
     if not hasattr(model, "forward_intermediates"):
         raise ValueError(f"{name} cannot be a backbone: it gives no intermediate maps")
     return model

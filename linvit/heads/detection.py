@@ -15,7 +15,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
-from linvit.checks import did_you_mean, require
+from linvit.checks import did_you_mean, require, require_numbers, said_as
 from linvit.heads import DenseModel
 from linvit.heads.backbone import Backbone
 from linvit.linearization import Described
@@ -81,7 +81,8 @@ class DetectionModel(DenseModel):
         make = _retinanet if name == "retinanet" else _rcnn
         self.has_masks = name == "mask_rcnn"
         self._first_label = 0 if name == "retinanet" else 1  # the others keep 0 for the background
-        self.detector: Any = make(name, features, channels, anchor_size, num_classes, args)
+        with said_as(f"detector_args {args} do not suit {name}"):
+            self.detector: Any = make(name, features, channels, anchor_size, num_classes, args)
         self.detector.transform = _Preparation(size, max_size, features.mean, features.std)
 
     @property
@@ -190,3 +191,8 @@ def _check_args(name: str, kind: type[nn.Module], args: dict[str, Any]) -> None:
         if given not in known:
             nearest = did_you_mean(given, known, "torchvision's documentation names them")
             raise ValueError(f"detector_args has no {given} for {name}{nearest}")
+    require_numbers(f"detector_args of {name}", args, kind)
+    for given, value in args.items():
+        default = signature(kind).parameters[given].default
+        if type(default) is int and type(value) is not int:
+            raise ValueError(f"detector_args: {given} must be a whole number such as {default}, not {value!r}")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linvit.checks import require
+from linvit.checks import require, said_as
 from linvit.heads import DenseModel
 from linvit.heads.backbone import Backbone
 from linvit.linearization import Described
@@ -79,10 +79,8 @@ class Segmenter(DenseModel):
         self.set_window(window, stride)
         self.backbone = features
         channels = [3, 0, *features.channels]  # as if there were maps at strides 1 and 2, which none uses
-        try:
+        with said_as(f"decoder_args {decoder_args} do not suit {name}"):
             decoder: Any = DECODERS[name](channels, **(decoder_args or {}))
-        except TypeError as error:
-            raise ValueError(f"decoder_args {decoder_args} do not suit {name}: {error}") from error
         width = decoder.out_channels if name == "fpn" else decoder.fusion_block[0].out_channels
         self.decoder = decoder
         self.head = SegmentationHead(width, num_classes, kernel_size=1, upsampling=STRIDES[0])

@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from linvit.checkpoints import WEIGHTS_NAME, load_checkpoint, load_model
-from linvit.checks import did_you_mean, require, require_numbers, some
+from linvit.checks import did_you_mean, require, require_numbers, said_as, some
 from linvit.inference.pictures.metrics import plot_confusion
 from linvit.tasks.base import VisionTask, agreed
 from linvit.tasks.distillation import Teacher, distillation_loss
@@ -222,12 +222,10 @@ def create_network(name: str, num_classes: int, pretrained: bool | str, args: di
         raise ValueError(
             f"model_args: in_chans must be 3, as training reads images in colour, not {args['in_chans']!r}"
         )
-    try:
+    with said_as(f"model_args {args} do not suit {name}"):
         create = create_pretrained if pretrained is True else timm.create_model
         model = create(name, num_classes=num_classes, **args)
         require_numbers(f"model_args of {name}", args, type(model))
-    except TypeError as error:
-        raise ValueError(f"model_args {args} do not suit {name}: {error}") from error
     if isinstance(pretrained, str):
         load_checkpoint(model, pretrained)
     return model.train()

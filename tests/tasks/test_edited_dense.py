@@ -28,7 +28,10 @@ SHORT = [
     "--data.workers=0",
 ]
 CARE = {"depths": [1, 1, 1, 1], "dims": [4, 4, 16, 32], "layer_scale_init_value": 0.5}
-SMALL: dict[str, dict[str, Any]] = {"detect": {"channels": 8}, "segment": {}}
+SMALL: dict[str, dict[str, Any]] = {
+    "detect": {"channels": 8, "detector_args": {"score_thresh": 0.1, "detections_per_img": 9}},
+    "segment": {},
+}
 
 
 def recipe_of(task: str) -> dict[str, Any]:
