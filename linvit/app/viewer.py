@@ -63,7 +63,8 @@ class Viewer:
                 raise ValueError("the model's outputs are not finite (NaN or infinite)")
             return {"classes": [{"class": self.eye.labels[i], "probability": value} for i, value in found]}
         (prediction,) = self.predictor.predict([image])
-        return {"picture": _data(prediction.picture(image)), "found": prediction.row()}
+        legend = prediction.legend() if hasattr(prediction, "legend") else []
+        return {"picture": _data(prediction.picture(image)), "found": prediction.row(), "legend": legend}
 
     def look(self, key: str, image: Image.Image, at: tuple[float, float], kind: str) -> list[dict[str, Any]]:
         """Return for each layer its numbers and its map over the image, from a pixel of the original image.

@@ -59,6 +59,13 @@ class SegmentationPrediction(Prediction):
         order = [index for index in np.argsort(-shares, kind="stable") if shares[index]]
         return [{"class": self.classes[i], "share": float(shares[i])} for i in order]
 
+    def legend(self) -> list[dict[str, Any]]:
+        """Return :meth:`shares` with the colour of each class in pictures, as ``#rrggbb``."""
+        from linvit.inference.pictures.masks import palette_of
+
+        colours = dict(zip(self.classes, palette_of(self.classes, self.colours).tolist(), strict=True))
+        return [each | {"colour": "#{:02x}{:02x}{:02x}".format(*colours[each["class"]])} for each in self.shares()]
+
     def record(self) -> dict[str, Any]:
         """Return the size of the image and the share of each class."""
         height, width = self.mask.shape

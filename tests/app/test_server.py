@@ -3,6 +3,7 @@
 import http.client
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -10,12 +11,14 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import timm
+import torch
 from PIL import Image
 
 import linvit
 from linvit.app.cost import measure_cost
 from linvit.app.uploads import MOST_BYTES, Uploads, read_upload
 from linvit.app.viewer import paint
+from linvit.heads.detection import DetectionModel
 from tests.conftest import CLASSES, INPUT, Said
 
 
@@ -172,7 +175,31 @@ def test_masks_are_shown_where_the_model_is_a_segmenter(address: str, segmenter_
     asked = {"image": give(address), "model": found["id"]}
     said = call(address, "/api/predict", asked)[1]
     assert said["picture"].startswith("data:image/png;base64,")
+    assert sum(each["share"] for each in said["legend"]) == pytest.approx(1)
+    assert all(re.fullmatch("#[0-9a-f]{6}", each["colour"]) for each in said["legend"])
     assert call(address, "/api/look", asked | {"x": 39, "y": 29, "kind": "mixing"})[1]["layers"]
+
+
+def test_boxes_are_shown_where_the_model_is_a_detector(address: str, tmp_path: Path) -> None:
+    small = {"depths": (1, 1, 1, 1), "dims": (4, 8, 16, 32), "layer_scale_init_value": 0.5}
+    model = DetectionModel(2, "retinanet", backbone_args=small, size=64, max_size=96, anchor_size=16, channels=8)
+    linvit.save_model(model, tmp_path / "run", classes=["cell", "atom"], input_config={})
+    status, found, _ = call(address, "/api/model", {"path": str(tmp_path / "run")})
+    assert (status, found.get("task")) == (200, "detect"), found
+    asked = {"image": give(address), "model": found["id"]}
+    said = call(address, "/api/predict", asked)[1]
+    assert said["picture"].startswith("data:image/png;base64,")
+    assert said["found"] == {"found": "nothing", "best": "-"}
+    assert call(address, "/api/look", asked | {"x": 39, "y": 29, "kind": "mixing"})[1]["layers"]
+
+
+def test_outputs_that_are_not_finite_get_one_message(address: str, tmp_path: Path, run_folder: Path) -> None:
+    model = linvit.load_model(run_folder)
+    torch.nn.init.uniform_(model.head.fc.weight, -1.6e38, 1.6e38)  # finite, and sums of its products are not
+    linvit.save_model(model, tmp_path / "run")
+    found = call(address, "/api/model", {"path": str(tmp_path / "run")})[1]
+    status, said, _ = call(address, "/api/predict", {"image": give(address), "model": found["id"]})
+    assert (status, said["error"]) == (400, "the model's outputs are not finite (NaN or infinite)")
 
 
 @pytest.mark.parametrize(

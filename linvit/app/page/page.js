@@ -116,6 +116,7 @@ async function card(side, id) {
     for (const each of said.classes) box.append(bar(each.class, each.probability, `${(100 * each.probability).toFixed(1)} %`));
   } else {
     box.append(picture(said.picture, `${option.textContent}: what was found`, "found"));
+    if (said.legend.length) box.append(make("ul", { className: "legend", "aria-label": "Classes" }, ...said.legend.map(chip)));
     box.append(make("p", { className: "note" }, Object.entries(said.found).map(([k, v]) => `${k}: ${v}`).join("; ")));
   }
   try {
@@ -125,6 +126,12 @@ async function card(side, id) {
     box.append(make("p", { className: "note" }, error.message));
   }
   return box;
+}
+
+function chip(each) {
+  const colour = make("span", { className: "colour" });
+  colour.style.background = each.colour;
+  return make("li", {}, colour, `${each.class} ${(100 * each.share).toFixed(1)} %`);
 }
 
 function picture(source, text, name) {
