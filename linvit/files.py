@@ -2,16 +2,18 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-__all__ = ["atomic_write", "check_output", "save_picture"]
+__all__ = ["atomic_write", "check_output", "save_picture", "saving"]
 
 
 def check_output(path: "str | Path | None", folder: bool = False) -> None:
@@ -37,6 +39,24 @@ def check_output(path: "str | Path | None", folder: bool = False) -> None:
 
 
 @contextmanager
+def saving(path: Path) -> Generator[None]:
+    """Turn the ways in which a full disk shows itself into one clear error.
+
+    Raises:
+        OSError: There was no space left; the message names the file.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        full = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+        number = next((n for n in full if getattr(error, "errno", None) == n or f"(os error {n})" in str(error)), None)
+        if number is None:
+            raise
+        message = f"no space left to write {path} ({os.strerror(number).lower()}); what was there before is unharmed"
+        raise OSError(message) from error
+
+
+@contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside ``path`` to write to, and rename it to ``path`` when the block ends well.
 
@@ -45,7 +65,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        yield temporary
+        with saving(path):
+            yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())  # or a power cut could leave the new name with nothing behind it
         if path.is_dir():

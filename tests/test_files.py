@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from linvit.files import atomic_write, check_output
+from tests.conftest import file_limit
 
 
 def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path) -> None:
@@ -62,3 +63,33 @@ def test_every_command_looks_first(linvit_command, run_folder: Path, tmp_path: P
     assert said.err.count("\n") == 1
     assert said.out == ""
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["predict", "RUN", "mnist5k", "--csv", "OUT/found.csv"],
+        ["predict", "RUN", "mnist5k", "--save", "OUT"],
+        ["predict", "RUN", "mnist5k", "--grid", "OUT/grid.png"],
+        ["eval", "RUN", "PHOTOS", "--confusion", "OUT/confusion.png", "--workers", "0"],
+        ["eval", "RUN", "PHOTOS", "--per-class", "OUT/classes.csv", "--workers", "0"],
+        ["export", "RUN", "--to", "torch", "--out", "OUT/model.pt2", "--images", "PHOTOS/val/ant"],
+        ["export", "RUN", "--to", "onnx", "--out", "OUT/model.onnx", "--images", "PHOTOS/val/ant"],
+        ["inspect", "RUN", "PHOTOS/val/ant/0.png", "--out", "OUT"],
+        ["bench", "RUN", "--img-size", "32", "--rounds", "1", "--warmup", "0", "--no-memory", "--out", "OUT"],
+        ["card", "RUN", "--out", "OUT/card.md"],
+    ],
+)
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
+    linvit_command, run_folder: Path, photos: Path, tmp_path: Path, command: list[str]
+) -> None:
+    for number, word in enumerate(command):
+        for name, path in (("RUN", run_folder), ("PHOTOS", photos), ("OUT", tmp_path)):
+            command[number] = command[number].replace(name, str(path)) if word.startswith(name) else command[number]
+    with file_limit(20):
+        said = linvit_command(*command)
+    assert said.code == 2, said.err
+    lines = [line for line in said.err.splitlines() if not line.startswith("linvit: passed over")]
+    assert len(lines) == 1
+    assert "no space left to write" in lines[0] or "File too large" in lines[0] or "cannot write" in lines[0], lines
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

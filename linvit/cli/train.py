@@ -29,6 +29,7 @@ from linvit.analysis.plots import plot_curves
 from linvit.checks import first_line
 from linvit.cli.common import print_facts, print_json, print_rows
 from linvit.data.module import VisionData
+from linvit.files import saving
 from linvit.registry import TASKS
 from linvit.tasks import run_folder as files
 from linvit.tasks.callbacks import EpochLines, KeepBest, LastCheckpoint
@@ -316,7 +317,7 @@ def _report(cli: TrainCLI, seconds: float) -> None:
     """Draw the curves and print the result: only that goes to standard output."""
     metrics = cli.folder / files.METRICS
     if metrics.is_file():
-        with files.saving(cli.folder / files.CURVES):
+        with saving(cli.folder / files.CURVES):
             plot_curves(metrics, cli.folder / files.CURVES, _shares(cli.model))
     best, watch = cli.keeper.best, cli.model.stopwatch
     last = cli.trainer.callback_metrics.get("train/loss")

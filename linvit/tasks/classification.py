@@ -14,10 +14,11 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from linvit.checkpoints import WEIGHTS_NAME, load_checkpoint, load_model
 from linvit.checks import did_you_mean, require, require_numbers, said_as, some
+from linvit.files import saving
 from linvit.inference.pictures.metrics import plot_confusion
 from linvit.tasks.base import VisionTask, agreed
 from linvit.tasks.distillation import Teacher, distillation_loss
-from linvit.tasks.run_folder import CONFUSION, saving
+from linvit.tasks.run_folder import CONFUSION
 from linvit.weights.hub import create_pretrained
 
 MOST_CLASSES_TO_CONFUSE = 1000

@@ -6,7 +6,6 @@ before it, ``previous.ckpt`` (should the last be damaged), and of the best weigh
 """
 
 import csv
-import errno
 import io
 import os
 import tempfile
@@ -14,8 +13,6 @@ import traceback
 import warnings
 import zipfile
 from argparse import Namespace
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +20,9 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from safetensors import SafetensorError
 
 from linvit.checkpoints import WEIGHTS_NAME
-from linvit.files import atomic_write
+from linvit.files import atomic_write, saving
 
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
@@ -143,24 +139,6 @@ def was_restoring(error: BaseException) -> bool:
     """Tell whether a checkpoint was being read: Lightning raises whatever its contents lead to."""
     modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     return isinstance(error, Exception) and any(name.endswith(".checkpoint_connector") for name in modules)
-
-
-@contextmanager
-def saving(path: Path) -> Generator[None]:
-    """Turn the ways in which a full disk shows itself into one clear error.
-
-    Raises:
-        OSError: There was no space left; the message names the file.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        full = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
-        number = next((n for n in full if getattr(error, "errno", None) == n or f"(os error {n})" in str(error)), None)
-        if number is None:
-            raise
-        message = f"no space left to write {path} ({os.strerror(number).lower()}); what was there before is unharmed"
-        raise OSError(message) from error
 
 
 def write_text(path: Path, text: str) -> None:

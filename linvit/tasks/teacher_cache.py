@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from linvit.tasks.run_folder import saving
+from linvit.files import saving
 
 __all__ = ["TeacherCache"]
 

@@ -12,6 +12,7 @@ from typing import Protocol, Unpack
 from torch import Tensor, nn
 
 from linvit.deploy.job import Job, JobOptions, Run, make_job
+from linvit.files import saving
 
 __all__ = ["Format", "FormatError", "Load"]
 
@@ -119,9 +120,10 @@ class Format:
         Raises:
             ModuleNotFoundError: A library is missing.
             FormatError: The converter failed.
+            OSError: The file cannot be written.
         """
         self.require()
-        with self._in_one_line("cannot take this model"):
+        with self._in_one_line("cannot take this model"), saving(path):
             self.writer(job, path)
 
     def load(self, path: Path, threads: int | None = None, precision: str = "float32") -> Run:
@@ -154,7 +156,7 @@ class Format:
         """Make one line of whatever a library raises."""
         try:
             yield
-        except (ValueError, ModuleNotFoundError, MemoryError):
+        except (ValueError, ModuleNotFoundError, MemoryError, OSError):
             raise
         except Exception as error:
             said = textwrap.shorten(f"{type(error).__name__}: {error}", width=400, placeholder=" ...")

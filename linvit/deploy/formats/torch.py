@@ -1,5 +1,6 @@
 """PyTorch's own exported programs: for servers, ``torch.compile`` and AOTInductor."""
 
+import io
 from pathlib import Path
 
 import torch
@@ -12,8 +13,10 @@ __all__ = ["FORMAT"]
 
 def write(job: Job, path: Path) -> None:
     """Write the traced program; any batch size."""
+    buffer = io.BytesIO()  # where torch writes to a file itself, a full disk ends the process
     with quiet():
-        torch.export.save(job.program(), path, extra_files={f"{key}.txt": text for key, text in job.metadata.items()})
+        torch.export.save(job.program(), buffer, extra_files={f"{key}.txt": text for key, text in job.metadata.items()})
+    path.write_bytes(buffer.getbuffer())
 
 
 def load(path: Path, threads: int | None = None, precision: str = "float32") -> Run:
