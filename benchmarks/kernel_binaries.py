@@ -3,8 +3,8 @@
     python benchmarks/kernel_binaries.py --out benchmarks/kernel_binaries.json
 
 Registers, spilled bytes and shared memory are read off the binaries (by NVIDIA's cuobjdump, which Triton brings along,
-and from the metadata in AMD's assembly); the occupancy follows from them. Takes about 20 minutes on one core, and goes
-on where it was stopped.
+and from the metadata in AMD's assembly), the widest load off the assembly; the occupancy follows from them. Takes about
+20 minutes on one core, and goes on where it was stopped.
 """
 
 import argparse
@@ -34,6 +34,7 @@ HEAD_SIZES = (16, 32, 64, 128)
 # Registers of a multiprocessor, KiB of shared memory of it and of a block, warps; AMD's: of a compute unit.
 TARGETS = {
     "sm_80": (GPUTarget("cuda", 80, 32), 65536, 164, 163, 64),
+    "sm_89": (GPUTarget("cuda", 89, 32), 65536, 100, 99, 48),
     "sm_90": (GPUTarget("cuda", 90, 32), 65536, 228, 227, 64),
     "gfx942": (GPUTarget("hip", "gfx942", 64), 131072, 64, 64, 32),
 }
@@ -45,7 +46,7 @@ OPERATORS: dict[str, list] = {
     ],
     "key-only": [
         *(key_only.pool, key_only.unite, key_only.pool_gradient),
-        *(key_only.local_pool, key_only.local_pool_gradient),
+        *(key_only.local_pool, key_only.local_measure, key_only.local_pool_gradient),
     ],
 }
 STATE = ("summary", "dsummary", "gain", "weights", "dgain", "stats", "along", "part", "context", "level")
@@ -98,6 +99,7 @@ def resources(operator: str, kernel: Any, dtype: torch.dtype, size: int, layout:
             int(re.findall(rf"\.{name}: *(\d+)", text)[-1]) for name in ("vgpr_count", "private_segment_fixed_size")
         )
     else:
+        text = compiled.asm["ptx"]
         registers, spilled = _read_cubin(compiled.asm["cubin"])
     shared, threads = compiled.metadata.shared, warps * gpu.warp_size
     blocks = min(
@@ -107,8 +109,22 @@ def resources(operator: str, kernel: Any, dtype: torch.dtype, size: int, layout:
     )
     return {
         **{"registers": registers, "spilled_bytes": spilled, "shared_bytes": shared, "warps": warps},
-        **{"fits": shared <= shared_of_block * 1024, "occupancy": round(blocks * warps / warps_of_all, 3)},
+        **{
+            "load_bytes": _widest_load(text, hip),
+            "fits": shared <= shared_of_block * 1024,
+            "occupancy": round(blocks * warps / warps_of_all, 3),
+        },
     }
+
+
+def _widest_load(text: str, hip: bool) -> int:
+    """Return the most bytes of memory that a thread of assembly loads at once."""
+    if hip:
+        words = re.findall(r"(?:global|buffer)_load_dword(?:x(\d))?\b", text)
+        return max((4 * int(word or 1) for word in words), default=2)
+    loads = re.findall(r"ld\.global(?:\.[a-z_]+)*(?:\.v(\d))?\.b(\d+)", text)
+    copies = re.findall(r"cp\.async\.c[ag]\.shared\.global[^,]*,[^,]*, *(0x[0-9a-f]+|\d+)", text)
+    return max([int(vector or 1) * int(bits) // 8 for vector, bits in loads] + [int(size, 0) for size in copies])
 
 
 def _read_cubin(binary: bytes) -> tuple[int, int]:

@@ -66,7 +66,8 @@ def tile(
 ) -> dict[str, int]:
     """Return a kernel's padded head size, columns of values and tokens at a time, slices of the values, and warps.
 
-    Chosen so that every configuration fits into registers, on processors of 64 Ki of them and 164 KiB of shared memory.
+    Chosen so that every configuration fits: into 64 Ki registers, and into the 99 KiB of shared memory that a block has
+    on the smallest of NVIDIA's processors that multiply in TF32 (sm_86 and sm_89), or into AMD's 64 KiB.
     """
     DP, EP = max(16, power_of_two(d)), max(16, power_of_two(e))
     widest, backward, heavy = max(DP, EP), kernel.endswith(("_backward", "_gradient")), kernel == "query_backward"
@@ -77,37 +78,45 @@ def tile(
     exact = dtype != torch.bfloat16  # three products of tensor cores instead of one, with as many operands
     wide = DP == 128
     EP = min(EP, (32 if heavy and (focus or not wide) else 16 if wide else 64) if exact else 32 if wide else 64)
-    narrow = exact and ((heavy and widest > 32) or (kernel == "key_backward" and wide))
-    BN = 16 if narrow else 32 if exact or backward or widest > 32 else 64
+    crowded = kernel == "key_backward" and widest > 32 or kernel == "summarise" and focus and wide
+    BN = 16 if exact and (heavy or crowded) else 32 if exact or backward or widest > 32 else 64
     warps = 8 if widest > 32 or (exact and heavy) else 4
     return {"DP": DP, "EP": EP, "SLICES": triton.cdiv(e, EP), "BN": BN, "num_warps": warps}
 
 
 def pool_tile(e: int) -> dict[str, int]:
-    """Return the same of the kernels of key-only pooling."""
-    BN = 64 if e <= 32 else 32 if e <= 64 else 16
-    return {"E": e, "EP": max(16, power_of_two(e)), "BN": BN, "num_warps": 4 if e <= 32 else 8}
+    """Return the same of the kernels of key-only pooling: a thread holds the eight entries that it loads at once."""
+    EP = max(16, power_of_two(e))
+    warps = min(8, EP // 8)
+    return {"E": e, "EP": EP, "BN": 8 * 32 * warps // EP, "num_warps": warps}
 
 
 def layout(x: Tensor) -> tuple[int, int]:
     """Return which axis of ``x [B, h, N, d]`` has stride 1 (0 channels, 1 tokens, 2 neither), and the alignment.
 
-    The alignment divides the strides of tokens and heads of layout 0. A tensor of the same model has the same one at
-    every image size.
+    The alignment divides the strides of images, heads and tokens of layout 0: only then may a thread load several
+    channels at once. A tensor of the same model has the same one at every image size.
     """
     if x.stride(3) == 1:
-        return 0, math.gcd(x.stride(1), x.stride(2), 16)
+        return 0, math.gcd(16, *(stride for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True) if size > 1))
     return (1, 1) if x.stride(2) == 1 else (2, 1)
 
 
 def strides(**tensors: Tensor) -> dict[str, Any]:
-    """Return strides, layout and alignment of tensors ``[B, h, N, d]`` as kernels take them."""
+    """Return strides, layout and alignment of tensors ``[B, h, N, d]`` as kernels take them.
+
+    Raises:
+        ValueError: An image of one reaches over 2^31 entries, which is what offsets within an image can tell.
+    """
     arguments: dict[str, Any] = {}
     for name, x in tensors.items():
+        reach = sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
+        if reach >= 2**31:
+            raise ValueError(f"backend 'triton' takes images of fewer than 2^31 entries, got {name} {list(x.shape)}")
         kind, align = layout(x)
         arguments |= {f"{name.upper()}_LAYOUT": kind, f"{name.upper()}_ALIGN": align}
-        arguments |= {f"{name}_b": x.stride(0), f"{name}_d": x.stride(3)}
-        arguments |= {f"{name}_h": x.stride(1) // align, f"{name}_n": x.stride(2) // align}
+        arguments |= {f"{name}_{axis}": stride // align for axis, stride in zip("bhn", x.stride()[:3], strict=True)}
+        arguments[f"{name}_d"] = x.stride(3)
     return arguments
 
 

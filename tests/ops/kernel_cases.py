@@ -27,11 +27,23 @@ def random(*shape: int, dtype: torch.dtype, device: str = "cpu", seed: int = 0) 
 
 
 def compare(
-    call: Callable[..., torch.Tensor], name: str, inputs: list[torch.Tensor], exact: Callable | None = None
+    call: Callable[..., torch.Tensor],
+    name: str,
+    inputs: list[torch.Tensor],
+    exact: Callable | None = None,
+    cancelled: Callable[[list[torch.Tensor], list[torch.Tensor]], list[float]] | None = None,
 ) -> None:
     """Compare output and gradients of the kernels with those of the reference, or another function, in float64.
 
     Memory that a kernel should have written and did not is NaN.
+
+    Args:
+        call: Calls a function with inputs.
+        name: The operator.
+        inputs: The tensors.
+        exact: What to compare with; None is the reference.
+        cancelled: Returns, of inputs and their exact gradients, the largest term of the sums that each gradient is.
+            Where terms cancel, the last digits of float32 are what is left: four of these are allowed.
     """
     dtype = inputs[0].dtype
     inputs = [x.requires_grad_() for x in inputs]
@@ -46,10 +58,13 @@ def compare(
     expected = call(exact or getattr(ops, f"{name}_reference"), *doubles)
     expected_gradients = torch.autograd.grad(expected, doubles, target.double())
     assert output.dtype == dtype
-    for i, (a, b) in enumerate(zip((output, *gradients), (expected, *expected_gradients), strict=True)):
+    digit = 4 * torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    terms = [0.0, *(cancelled(doubles, expected_gradients) if cancelled else [0.0] * len(inputs))]
+    results = zip((output, *gradients), (expected, *expected_gradients), terms, strict=True)
+    for i, (a, b, term) in enumerate(results):
         assert a.shape == b.shape
-        error = ((a.double() - b).abs().max() / b.abs().max().clamp(min=1e-9)).item()
-        assert error <= TOLERANCES[dtype], f"{'output' if i == 0 else f'gradient {i}'}: {error:.1e}"
+        error, allowed = (a.double() - b).abs().max(), TOLERANCES[dtype] * b.abs().max().clamp(min=1e-9) + digit * term
+        assert error <= allowed, f"{'output' if i == 0 else f'gradient {i}'}: {error:.1e}, allowed {allowed:.1e}"
 
 
 def compare_linear(dtype, feature_map, layout, n, m, d, e, batch=1, heads=2, device="cpu", exact=None) -> None:
@@ -81,14 +96,29 @@ def compare_focused(dtype, power, n, m, heads, d, batch=1, positions=True, devic
 
 
 def compare_pools(dtype, height, width, heads, d, kernel_size, batch=1, device="cpu") -> None:
-    """Both pools."""
-    saliency = random(batch, height * width, heads, dtype=dtype, device=device) * 3
+    """Both pools, with saliencies spread so far that one token has nearly all the weight of most neighbourhoods.
+
+    The gradient of its saliency is a small difference then, ``w_j g . (v_j - o)``: of digits that a rounded output has
+    not.
+    """
+    saliency = random(batch, height * width, heads, dtype=dtype, device=device) * 30
     v = random(batch, height * width, 2 * heads * d, dtype=dtype, device=device, seed=1)[..., heads * d :]
     inputs = [saliency.detach(), v.detach()]
-    compare(lambda f, s, v, **b: f(s, v, **b), "global_context", inputs, lambda s, v: ops.global_context(s, v))
+
+    def cancelled(inputs, gradients):  # the values' gradient is w_j g
+        return [(inputs[1] * gradients[1]).abs().unflatten(2, (heads, d)).sum(dim=-1).max().item(), 0.0]
+
+    compare(
+        lambda f, s, v, **b: f(s, v, **b),
+        "global_context",
+        inputs,
+        lambda s, v: ops.global_context(s, v, backend="torch"),
+        cancelled,
+    )
     compare(
         lambda f, s, v, **b: f(s, v, [height, width], kernel_size, **b),
         "local_context",
         inputs,
         lambda s, v, *sizes: ops.local_context(s, v, *sizes, backend="torch"),
+        cancelled,
     )

@@ -12,6 +12,9 @@ if not launch.INTERPRETED:
 
 from linvit import ops
 from linvit.ops import dispatch
+from linvit.ops.focused import fused as _focused  # noqa: F401 -- registers operators, as do the next two
+from linvit.ops.key_only import fused as _key_only  # noqa: F401
+from linvit.ops.linear import fused as _linear  # noqa: F401
 from tests.ops.kernel_cases import compare_focused, compare_linear, compare_pools, lay_out, random
 
 F16, B16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64

@@ -57,7 +57,7 @@ def measure(
     """Write the stats of focus: grid (programs, B)."""
     b, d = tl.program_id(1), tl.arange(0, DP)
     first, last = share_of(tokens, share)
-    x += b.to(tl.int64) * x_b
+    x += b.to(tl.int64) * (x_b * X_ALIGN)
     stats += b.to(tl.int64) * 3 * tokens
     for start in range(first, last, BN):
         n = start + tl.arange(0, BN)
@@ -95,9 +95,9 @@ def query_gradient(
     program, b, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     d = tl.arange(0, DP)
     first, last = share_of(tokens, share)
-    x += b.to(tl.int64) * x_b + head * (x_h * X_ALIGN)
-    g += b.to(tl.int64) * g_b + head * (g_h * G_ALIGN)
-    dx += b.to(tl.int64) * dx_b + head * (dx_h * DX_ALIGN)
+    x += b.to(tl.int64) * (x_b * X_ALIGN) + head * (x_h * X_ALIGN)
+    g += b.to(tl.int64) * (g_b * G_ALIGN) + head * (g_h * G_ALIGN)
+    dx += b.to(tl.int64) * (dx_b * DX_ALIGN) + head * (dx_h * DX_ALIGN)
     weights += (b * heads + head).to(tl.int64) * 2 * tokens
     summary += (b * heads + head).to(tl.int64) * (D * (E + 1))
     scale = gain_of(gain, head, d, D, "focus", ACC)
@@ -139,9 +139,9 @@ def key_gradient(
     program, b, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     d = tl.arange(0, DP)
     first, last = share_of(tokens, share)
-    x += b.to(tl.int64) * x_b + head * (x_h * X_ALIGN)
-    v += b.to(tl.int64) * v_b + head * (v_h * V_ALIGN)
-    dx += b.to(tl.int64) * dx_b + head * (dx_h * DX_ALIGN)
+    x += b.to(tl.int64) * (x_b * X_ALIGN) + head * (x_h * X_ALIGN)
+    v += b.to(tl.int64) * (v_b * V_ALIGN) + head * (v_h * V_ALIGN)
+    dx += b.to(tl.int64) * (dx_b * DX_ALIGN) + head * (dx_h * DX_ALIGN)
     dsummary += (b * heads + head).to(tl.int64) * (D * (E + 1))
     scale = gain_of(gain, head, d, D, "focus", ACC)
     dvector = vector_of(dsummary, d, D, E)

@@ -32,7 +32,7 @@ def _global(saliency: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     programs, share = shares(N, B * h, arguments["BN"], v.device)
     part = v.new_empty(programs, B, h, E + 2, dtype=dtype)
     launch(kernels.pool, (programs, B, h), v.device, part=part, share=share, **arguments)
-    context, level = v.new_empty(B, h, E, dtype=dtype), v.new_empty(B, h, dtype=dtype)
+    context, level = v.new_empty(B, h, E, dtype=dtype), v.new_empty(B, h, 2, dtype=dtype)
     arguments |= {"part": part, "context": context, "level": level, "programs": programs}
     launch(kernels.unite, (B, h), v.device, **arguments)
     return context, level
@@ -42,7 +42,7 @@ def _global(saliency: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def _(saliency, v):
     B, h, _, E = v.shape
     dtype = accumulator(v.dtype)[0]
-    return v.new_empty(B, h, E, dtype=dtype), v.new_empty(B, h, dtype=dtype)
+    return v.new_empty(B, h, E, dtype=dtype), v.new_empty(B, h, 2, dtype=dtype)
 
 
 @torch.library.custom_op("linvit::global_context_backward", mutates_args=())
@@ -76,44 +76,48 @@ def _global_gradient(ctx: Any, grad: Tensor, _):
 _global.register_autograd(_global_gradient, setup_context=_global_setup)
 
 
+def _neighbourhoods(saliency: Tensor, v: Tensor, height: int, width: int, kernel_size: int, **strided: Tensor):
+    """Return the grid of the local kernels, and what all of them take."""
+    arguments = _arguments(saliency, v, **strided) | {"height": height, "width": width, "reach": kernel_size // 2}
+    return (triton.cdiv(v.shape[2], arguments["BN"]), v.shape[0], v.shape[1]), arguments
+
+
 @torch.library.custom_op("linvit::local_context", mutates_args=())
-def _local(saliency: Tensor, v: Tensor, height: int, width: int, kernel_size: int) -> tuple[Tensor, Tensor]:
-    B, h, N, E = v.shape
-    out, level = alike(v, E), v.new_empty(B, h, N, dtype=accumulator(v.dtype)[0])
-    arguments = _arguments(saliency, v, out=out) | {"height": height, "width": width, "reach": kernel_size // 2}
-    launch(kernels.local_pool, (triton.cdiv(N, arguments["BN"]), B, h), v.device, level=level, **arguments)
-    return out, level
+def _local(saliency: Tensor, v: Tensor, height: int, width: int, kernel_size: int) -> Tensor:
+    out = alike(v, v.shape[3])
+    grid, arguments = _neighbourhoods(saliency, v, height, width, kernel_size, out=out)
+    launch(kernels.local_pool, grid, v.device, **arguments)
+    return out
 
 
 @_local.register_fake
 def _(saliency, v, height, width, kernel_size):
-    return alike(v, v.shape[3]), v.new_empty(v.shape[:3], dtype=accumulator(v.dtype)[0])
+    return alike(v, v.shape[3])
 
 
 @torch.library.custom_op("linvit::local_context_backward", mutates_args=())
 def _local_backward(
-    grad: Tensor, saliency: Tensor, v: Tensor, out: Tensor, level: Tensor, height: int, width: int, kernel_size: int
+    grad: Tensor, saliency: Tensor, v: Tensor, height: int, width: int, kernel_size: int
 ) -> tuple[Tensor, Tensor]:
     B, h, N, E = v.shape
-    ds, dv = saliency.new_empty(B, h, N), alike(v, E)
-    arguments = _arguments(saliency, v, out=out, g=grad, dv=dv)
-    arguments |= {"height": height, "width": width, "reach": kernel_size // 2, "level": level, "ds": ds}
-    launch(kernels.local_pool_gradient, (triton.cdiv(N, arguments["BN"]), B, h), v.device, **arguments)
+    ds, dv, level = saliency.new_empty(B, h, N), alike(v, E), v.new_empty(B, h, 3, N, dtype=accumulator(v.dtype)[0])
+    grid, arguments = _neighbourhoods(saliency, v, height, width, kernel_size, g=grad, dv=dv)
+    for kernel in (kernels.local_measure, kernels.local_pool_gradient):
+        launch(kernel, grid, v.device, level=level, ds=ds, **arguments)
     return ds, dv
 
 
 @_local_backward.register_fake
-def _(grad, saliency, v, out, level, height, width, kernel_size):
+def _(grad, saliency, v, height, width, kernel_size):
     return saliency.new_empty(v.shape[:3]), alike(v, v.shape[3])
 
 
 def _local_setup(ctx: Any, inputs, output) -> None:
     saliency, v, *ctx.sizes = inputs
-    ctx.save_for_backward(saliency, v, *output)
-    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(saliency, v)
 
 
-def _local_gradient(ctx: Any, grad: Tensor, _):
+def _local_gradient(ctx: Any, grad: Tensor):
     ds, dv = _local_backward(grad, *ctx.saved_tensors, *ctx.sizes)
     return ds.transpose(1, 2), dv, None, None, None
 
@@ -133,4 +137,4 @@ def local_context(saliency: Tensor, v: Tensor, grid_size: list[int], kernel_size
     """:func:`linvit.ops.local_context` by the kernels."""
     heads = saliency.shape[2]
     unsupported(v, v.shape[2] // heads)
-    return merge_heads(_local(saliency, split_heads(v, heads), grid_size[0], grid_size[1], kernel_size)[0])
+    return merge_heads(_local(saliency, split_heads(v, heads), grid_size[0], grid_size[1], kernel_size))

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from linvit.ops.linear.kernels import RUNTIME, load, share_of, where_in
 
-__all__ = ["local_pool", "local_pool_gradient", "pool", "pool_gradient", "unite"]
+__all__ = ["local_measure", "local_pool", "local_pool_gradient", "pool", "pool_gradient", "unite"]
 
 RUNTIME = [*RUNTIME, "s_b", "s_n", "s_h", "programs", "height", "width", "reach"]
 
@@ -26,7 +26,7 @@ def pool(
     e = tl.arange(0, EP)
     first, last = share_of(tokens, share)
     s += b.to(tl.int64) * s_b + head * s_h
-    v += b.to(tl.int64) * v_b + head * (v_h * V_ALIGN)
+    v += b.to(tl.int64) * (v_b * V_ALIGN) + head * (v_h * V_ALIGN)
     top = tl.full((), float("-inf"), ACC)
     mass = tl.zeros((), ACC)
     total = tl.zeros((EP,), ACC)
@@ -50,7 +50,11 @@ def pool(
 def unite(
     part, context, level, programs, heads, E: tl.constexpr, EP: tl.constexpr, ACC: tl.constexpr
 ):  # fmt: skip
-    """Unite the parts of all programs to the context ``[B, h, d]``, and ``level [B, h]``, log of the sum of exp."""
+    """Unite the parts of all programs to the context ``[B, h, d]``, and ``level [B, h, 2]``.
+
+    That is the largest saliency and 1 over the sum of weights relative to it: the logarithm of both in one would round
+    weights by the size of the saliencies.
+    """
     b, head = tl.program_id(0), tl.program_id(1)
     e = tl.arange(0, EP)
     row = b * heads + head
@@ -67,7 +71,8 @@ def unite(
         total = total * shrink + tl.load(one + 2 + e, e < E, other=0.0) * weight
         top = larger
     tl.store(context + row * E + e, total / mass, e < E)
-    tl.store(level + row, top + tl.log(mass))
+    tl.store(level + 2 * row, top)
+    tl.store(level + 2 * row + 1, 1 / mass)
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -83,18 +88,19 @@ def pool_gradient(
     first, last = share_of(tokens, share)
     row = b * heads + head
     s += b.to(tl.int64) * s_b + head * s_h
-    v += b.to(tl.int64) * v_b + head * (v_h * V_ALIGN)
-    dv += b.to(tl.int64) * dv_b + head * (dv_h * DV_ALIGN)
+    v += b.to(tl.int64) * (v_b * V_ALIGN) + head * (v_h * V_ALIGN)
+    dv += b.to(tl.int64) * (dv_b * DV_ALIGN) + head * (dv_h * DV_ALIGN)
     grad = tl.load(g + row * E + e, e < E, other=0.0)
-    mean = tl.sum(grad * tl.load(context + row * E + e, e < E, other=0.0), axis=0)
-    log_mass = tl.load(level + row)
+    mean = tl.load(context + row * E + e, e < E, other=0.0)
+    top, inverse = tl.load(level + 2 * row), tl.load(level + 2 * row + 1)
     for start in range(first, last, BN):
         n = start + tl.arange(0, BN)
         mask = (n < tokens)[:, None] & (e < E)[None, :]
-        weights = tl.exp(tl.load(s + n * s_n, n < tokens, other=float("-inf")).to(ACC) - log_mass)
+        weights = tl.exp(tl.load(s + n * s_n, n < tokens, other=float("-inf")).to(ACC) - top) * inverse
         values = load(v, n, e, mask, v_n, v_d, V_LAYOUT, V_ALIGN, ACC)
-        along = tl.sum(values * grad[None, :], axis=1)
-        tl.store(ds + row.to(tl.int64) * tokens + n, (weights * (along - mean)).to(ds.dtype.element_ty), n < tokens)
+        # A token that has nearly all the weight is nearly the context: the difference first, or its digits are lost.
+        slope = weights * tl.sum((values - mean[None, :]) * grad[None, :], axis=1)
+        tl.store(ds + row.to(tl.int64) * tokens + n, slope.to(ds.dtype.element_ty), n < tokens)
         where = where_in(n, e, dv_n, dv_d, DV_LAYOUT, DV_ALIGN)
         tl.store(dv + where, (weights[:, None] * grad[None, :]).to(dv.dtype.element_ty), mask)
 
@@ -107,24 +113,30 @@ def _neighbour(n, dy, dx, height, width, tokens):
     return tl.where(inside, row * width + column, 0), inside
 
 
-@triton.jit(do_not_specialize=RUNTIME)
-def local_pool(
-    s, v, out, level, tokens, heads, height, width, reach, s_b: tl.int64, s_n, s_h, v_b: tl.int64, v_n, v_h, v_d,
-    out_b: tl.int64, out_n, out_h, out_d,
-    E: tl.constexpr, EP: tl.constexpr, BN: tl.constexpr, V_LAYOUT: tl.constexpr, V_ALIGN: tl.constexpr,
-    OUT_LAYOUT: tl.constexpr, OUT_ALIGN: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """Average the values of each neighbourhood, and write its log of the sum of exp, ``level [B, h, N]``."""
-    b, head = tl.program_id(1), tl.program_id(2)
-    e, n = tl.arange(0, EP), tl.program_id(0) * BN + tl.arange(0, BN)
-    s += b.to(tl.int64) * s_b + head * s_h
-    v += b.to(tl.int64) * v_b + head * (v_h * V_ALIGN)
-    out += b.to(tl.int64) * out_b + head * (out_h * OUT_ALIGN)
+@triton.jit
+def _largest(s, s_n, n, height, width, tokens, reach, ACC: tl.constexpr):
+    """Return the largest saliency in the neighbourhood of each token."""
     top = tl.load(s + n * s_n, n < tokens, other=0.0).to(ACC)
     for dy in range(-reach, reach + 1):
         for dx in range(-reach, reach + 1):
             m, inside = _neighbour(n, dy, dx, height, width, tokens)
             top = tl.maximum(top, tl.load(s + m * s_n, inside, other=float("-inf")).to(ACC))
+    return top
+
+
+@triton.jit(do_not_specialize=RUNTIME)
+def local_pool(
+    s, v, out, tokens, heads, height, width, reach, s_b: tl.int64, s_n, s_h, v_b: tl.int64, v_n, v_h, v_d,
+    out_b: tl.int64, out_n, out_h, out_d,
+    E: tl.constexpr, EP: tl.constexpr, BN: tl.constexpr, V_LAYOUT: tl.constexpr, V_ALIGN: tl.constexpr,
+    OUT_LAYOUT: tl.constexpr, OUT_ALIGN: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Average the values of each neighbourhood: grid (blocks of tokens, B, heads)."""
+    b, head = tl.program_id(1), tl.program_id(2)
+    e, n = tl.arange(0, EP), tl.program_id(0) * BN + tl.arange(0, BN)
+    s += b.to(tl.int64) * s_b + head * s_h
+    v += b.to(tl.int64) * (v_b * V_ALIGN) + head * (v_h * V_ALIGN)
+    top = _largest(s, s_n, n, height, width, tokens, reach, ACC)
     mass = tl.zeros((BN,), ACC)
     total = tl.zeros((BN, EP), ACC)
     for dy in range(-reach, reach + 1):
@@ -134,48 +146,79 @@ def local_pool(
             mass += weights
             values = load(v, m, e, inside[:, None] & (e < E)[None, :], v_n, v_d, V_LAYOUT, V_ALIGN, ACC)
             total += weights[:, None] * values
-    mass = tl.where(n < tokens, mass, 1.0)
+    out += b.to(tl.int64) * (out_b * OUT_ALIGN) + head * (out_h * OUT_ALIGN)
     where = where_in(n, e, out_n, out_d, OUT_LAYOUT, OUT_ALIGN)
     read = (total / mass[:, None]).to(out.dtype.element_ty)
     tl.store(out + where, read, (n < tokens)[:, None] & (e < E)[None, :])
-    tl.store(level + (b * heads + head).to(tl.int64) * tokens + n, top + tl.log(mass), n < tokens)
 
 
 @triton.jit(do_not_specialize=RUNTIME)
-def local_pool_gradient(
-    s, v, out, g, level, ds, dv, tokens, heads, height, width, reach,
-    s_b: tl.int64, s_n, s_h, v_b: tl.int64, v_n, v_h, v_d, out_b: tl.int64, out_n, out_h, out_d,
-    g_b: tl.int64, g_n, g_h, g_d, dv_b: tl.int64, dv_n, dv_h, dv_d,
+def local_measure(
+    s, v, g, level, tokens, heads, height, width, reach, s_b: tl.int64, s_n, s_h, v_b: tl.int64, v_n, v_h, v_d,
+    g_b: tl.int64, g_n, g_h, g_d,
     E: tl.constexpr, EP: tl.constexpr, BN: tl.constexpr, V_LAYOUT: tl.constexpr, V_ALIGN: tl.constexpr,
-    OUT_LAYOUT: tl.constexpr, OUT_ALIGN: tl.constexpr, G_LAYOUT: tl.constexpr, G_ALIGN: tl.constexpr,
-    DV_LAYOUT: tl.constexpr, DV_ALIGN: tl.constexpr, ACC: tl.constexpr,
+    G_LAYOUT: tl.constexpr, G_ALIGN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Gather, over the neighbourhoods that a token is in, ``dv_j = sum_i w_ij g_i`` and
-    ``ds_j = sum_i w_ij g_i . (v_j - o_i)``.
+    """Write what the gradient needs of each neighbourhood, ``level [B, h, 3, N]``.
+
+    That is the largest saliency, 1 over the sum of weights relative to it, and ``g_i . o_i``, here not with the output,
+    which was rounded, but as the average of ``g_i . v_j``: what is subtracted from these must have their digits.
     """
     b, head = tl.program_id(1), tl.program_id(2)
     e, n = tl.arange(0, EP), tl.program_id(0) * BN + tl.arange(0, BN)
     s += b.to(tl.int64) * s_b + head * s_h
-    v += b.to(tl.int64) * v_b + head * (v_h * V_ALIGN)
-    out += b.to(tl.int64) * out_b + head * (out_h * OUT_ALIGN)
-    g += b.to(tl.int64) * g_b + head * (g_h * G_ALIGN)
-    dv += b.to(tl.int64) * dv_b + head * (dv_h * DV_ALIGN)
-    level += (b * heads + head).to(tl.int64) * tokens
-    ds += (b * heads + head).to(tl.int64) * tokens
+    v += b.to(tl.int64) * (v_b * V_ALIGN) + head * (v_h * V_ALIGN)
+    g += b.to(tl.int64) * (g_b * G_ALIGN) + head * (g_h * G_ALIGN)
+    top = _largest(s, s_n, n, height, width, tokens, reach, ACC)
+    grad = load(g, n, e, (n < tokens)[:, None] & (e < E)[None, :], g_n, g_d, G_LAYOUT, G_ALIGN, ACC)
+    mass = tl.zeros((BN,), ACC)
+    along = tl.zeros((BN,), ACC)
+    for dy in range(-reach, reach + 1):
+        for dx in range(-reach, reach + 1):
+            m, inside = _neighbour(n, dy, dx, height, width, tokens)
+            weights = tl.exp(tl.load(s + m * s_n, inside, other=float("-inf")).to(ACC) - top)
+            mass += weights
+            values = load(v, m, e, inside[:, None] & (e < E)[None, :], v_n, v_d, V_LAYOUT, V_ALIGN, ACC)
+            along += weights * tl.sum(grad * values, axis=1)
+    inverse = 1 / mass
+    level += (b * heads + head).to(tl.int64) * 3 * tokens
+    tl.store(level + n, top, n < tokens)
+    tl.store(level + tokens + n, inverse, n < tokens)
+    tl.store(level + 2 * tokens + n, along * inverse, n < tokens)
+
+
+@triton.jit(do_not_specialize=RUNTIME)
+def local_pool_gradient(
+    s, v, g, level, ds, dv, tokens, heads, height, width, reach, s_b: tl.int64, s_n, s_h, v_b: tl.int64, v_n, v_h, v_d,
+    g_b: tl.int64, g_n, g_h, g_d, dv_b: tl.int64, dv_n, dv_h, dv_d,
+    E: tl.constexpr, EP: tl.constexpr, BN: tl.constexpr, V_LAYOUT: tl.constexpr, V_ALIGN: tl.constexpr,
+    G_LAYOUT: tl.constexpr, G_ALIGN: tl.constexpr, DV_LAYOUT: tl.constexpr, DV_ALIGN: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """Gather, over the neighbourhoods that a token is in, ``dv_j = sum_i w_ij g_i`` and
+    ``ds_j = sum_i w_ij (g_i . v_j - g_i . o_i)``.
+    """
+    b, head = tl.program_id(1), tl.program_id(2)
+    e, n = tl.arange(0, EP), tl.program_id(0) * BN + tl.arange(0, BN)
+    mask = (n < tokens)[:, None] & (e < E)[None, :]
+    s += b.to(tl.int64) * s_b + head * s_h
+    v += b.to(tl.int64) * (v_b * V_ALIGN) + head * (v_h * V_ALIGN)
+    g += b.to(tl.int64) * (g_b * G_ALIGN) + head * (g_h * G_ALIGN)
+    level += (b * heads + head).to(tl.int64) * 3 * tokens
     own = tl.load(s + n * s_n, n < tokens, other=0.0).to(ACC)
+    values = load(v, n, e, mask, v_n, v_d, V_LAYOUT, V_ALIGN, ACC)
     total = tl.zeros((BN, EP), ACC)
-    subtract = tl.zeros((BN,), ACC)
+    slope = tl.zeros((BN,), ACC)
     for dy in range(-reach, reach + 1):
         for dx in range(-reach, reach + 1):
             m, inside = _neighbour(n, dy, dx, height, width, tokens)
             weights = tl.exp(own - tl.load(level + m, inside, other=float("inf")))
-            mask = inside[:, None] & (e < E)[None, :]
-            grad = load(g, m, e, mask, g_n, g_d, G_LAYOUT, G_ALIGN, ACC) * weights[:, None]
-            total += grad
-            subtract += tl.sum(grad * load(out, m, e, mask, out_n, out_d, OUT_LAYOUT, OUT_ALIGN, ACC), axis=1)
-    mask = (n < tokens)[:, None] & (e < E)[None, :]
-    values = load(v, n, e, mask, v_n, v_d, V_LAYOUT, V_ALIGN, ACC)
-    slope = tl.sum(values * total, axis=1) - subtract
+            weights *= tl.load(level + tokens + m, inside, other=0.0)
+            grad = load(g, m, e, inside[:, None] & (e < E)[None, :], g_n, g_d, G_LAYOUT, G_ALIGN, ACC)
+            total += weights[:, None] * grad
+            slope += weights * (tl.sum(grad * values, axis=1) - tl.load(level + 2 * tokens + m, inside, other=0.0))
+    ds += (b * heads + head).to(tl.int64) * tokens
     tl.store(ds + n, slope.to(ds.dtype.element_ty), n < tokens)
+    dv += b.to(tl.int64) * (dv_b * DV_ALIGN) + head * (dv_h * DV_ALIGN)
     where = where_in(n, e, dv_n, dv_d, DV_LAYOUT, DV_ALIGN)
     tl.store(dv + where, total.to(dv.dtype.element_ty), mask)
