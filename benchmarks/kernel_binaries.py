@@ -107,13 +107,10 @@ def resources(operator: str, kernel: Any, dtype: torch.dtype, size: int, layout:
         shared_of_all * 1024 // (shared + (0 if hip else 1024)) if shared or not hip else 99,
         warps_of_all // warps,
     )
+    fits, occupancy = shared <= shared_of_block * 1024, round(blocks * warps / warps_of_all, 3)
     return {
         **{"registers": registers, "spilled_bytes": spilled, "shared_bytes": shared, "warps": warps},
-        **{
-            "load_bytes": _widest_load(text, hip),
-            "fits": shared <= shared_of_block * 1024,
-            "occupancy": round(blocks * warps / warps_of_all, 3),
-        },
+        **{"load_bytes": _widest_load(text, hip), "fits": fits, "occupancy": occupancy},
     }
 
 

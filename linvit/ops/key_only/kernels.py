@@ -148,7 +148,8 @@ def local_pool(
             total += weights[:, None] * values
     out += b.to(tl.int64) * (out_b * OUT_ALIGN) + head * (out_h * OUT_ALIGN)
     where = where_in(n, e, out_n, out_d, OUT_LAYOUT, OUT_ALIGN)
-    read = (total / mass[:, None]).to(out.dtype.element_ty)
+    # The token of the largest saliency has weight 1; past the last token there is none.
+    read = (total / tl.maximum(mass, 1.0)[:, None]).to(out.dtype.element_ty)
     tl.store(out + where, read, (n < tokens)[:, None] & (e < E)[None, :])
 
 
@@ -180,7 +181,7 @@ def local_measure(
             mass += weights
             values = load(v, m, e, inside[:, None] & (e < E)[None, :], v_n, v_d, V_LAYOUT, V_ALIGN, ACC)
             along += weights * tl.sum(grad * values, axis=1)
-    inverse = 1 / mass
+    inverse = 1 / tl.maximum(mass, 1.0)
     level += (b * heads + head).to(tl.int64) * 3 * tokens
     tl.store(level + n, top, n < tokens)
     tl.store(level + tokens + n, inverse, n < tokens)
