@@ -329,8 +329,10 @@ def kernel_binaries() -> str:
 
                 spilled = max(one["spilled_bytes"] for one in raw)
                 shared, occupancy = span("shared_bytes", 1 / 1024), span("occupancy", 100)
-                rows.append([target, operator, f"`{kernel}`", len(raw), span("registers"), spilled, shared, occupancy])
-    head = ["processor", "operator", "kernel", "binaries", "registers", "spilled", "shared, KiB", "occupancy, %"]
+                cells = [len(raw), span("registers"), spilled, shared, span("load_bytes"), occupancy]
+                rows.append([target, operator, f"`{kernel}`", *cells])
+    needs = ["binaries", "registers", "spilled", "shared, KiB", "widest load, bytes", "occupancy, %"]
+    head = ["processor", "operator", "kernel", *needs]
     return markdown(head, rows)
 
 

@@ -77,6 +77,9 @@ def test_gradients_against_finite_differences():
     assert torch.autograd.gradcheck(
         lambda *t: ops.focused_linear_attention(*t[:4], 2, 3.0, 1e-6, t[4], "triton"), tensors, fast_mode=True
     )
+    s, v = random(1, 4, 2, dtype=F64).requires_grad_(), random(1, 4, 4, dtype=F64, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda s, v: ops.global_context(s, v, "triton"), (s, v), fast_mode=True)
+    assert torch.autograd.gradcheck(lambda s, v: ops.local_context(s, v, [2, 2], 3, "triton"), (s, v), fast_mode=True)
 
 
 def operator_calls() -> dict[str, tuple]:
@@ -127,16 +130,44 @@ def test_the_same_bits_in_every_run():
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
-def test_an_empty_batch_is_an_empty_result():
-    q = torch.randn(0, 2, 9, 8, requires_grad=True)
-    out = ops.linear_attention(q, q, q, feature_map="relu", backend="triton")
-    (gradient,) = torch.autograd.grad(out.sum(), q)
-    assert out.shape == gradient.shape == (0, 2, 9, 8)
+@pytest.mark.parametrize(
+    ("name", "shapes", "settings"),
+    [
+        ("linear_attention", [(0, 2, 9, 8)] * 3, (1e-6, "relu")),
+        ("focused_linear_attention", [(0, 9, 8)] * 3 + [(8,)], (2,)),
+        ("global_context", [(0, 9, 2), (0, 9, 8)], ()),
+        ("local_context", [(0, 9, 2), (0, 9, 8)], ([3, 3], 3)),
+    ],
+)
+def test_an_empty_batch_is_an_empty_result(name, shapes, settings):
+    tensors = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    out = getattr(ops, name)(*tensors, *settings, backend="triton")
+    gradients = torch.autograd.grad(out.sum(), tensors)
+    assert out.shape == ((0, 1, 8) if name == "global_context" else (*shapes[0][:-1], 8))
+    for gradient, shape in zip(gradients, shapes, strict=True):
+        assert gradient.shape == shape
+        assert not gradient.any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tokens", [1000, 4096, 65536])
+def test_many_tokens(tokens):
+    compare_linear(
+        B16, "elu1", "projection", tokens, tokens, 8, 8, heads=1, exact=lambda *a: ops.linear_attention(*a, "torch")
+    )
+    compare_focused(
+        *(F32, 3.0, tokens, tokens, 1, 8),
+        exact=lambda *a, **k: ops.focused_linear_attention(*a, **k, backend="torch"),
+    )
+    height = 2 ** (tokens.bit_length() // 2) if tokens > 1000 else 25
+    compare_pools(B16, height, tokens // height, 1, 8, 3)
 
 
 def test_what_kernels_cannot_take_is_named():
     with pytest.raises(ValueError, match="takes heads of up to 128 channels, got 160"):
         ops.linear_attention(*torch.rand(3, 1, 1, 4, 160).unbind(), backend="triton")
+    with pytest.raises(ValueError, match=r"images of fewer than 2\^31 entries, got x \[1, 1, 4, 1073741824\]"):
+        launch.strides(x=torch.empty(1, 1, 4, 2**30, device="meta"))
     with pytest.raises(ValueError, match=r"takes floating-point tensors, got torch.int64"):
         ops.linear_attention(*torch.ones(3, 1, 1, 4, 8, dtype=torch.long).unbind(), backend="triton")
 
