@@ -78,8 +78,10 @@ def tile(
     exact = dtype != torch.bfloat16  # three products of tensor cores instead of one, with as many operands
     wide = DP == 128
     EP = min(EP, (32 if heavy and (focus or not wide) else 16 if wide else 64) if exact else 32 if wide else 64)
+    keys = kernel in ("key_backward", "key_gradient")
     crowded = (kernel == "key_backward" and widest > 32) or (kernel == "summarise" and focus and wide)
-    BN = 16 if exact and (heavy or crowded) else 32 if exact or backward or widest > 32 else 64
+    narrow = (keys and wide) or (exact and (heavy or crowded))
+    BN = 16 if narrow else 32 if exact or backward or widest > 32 else 64
     warps = 8 if widest > 32 or (exact and heavy) else 4
     return {"DP": DP, "EP": EP, "SLICES": triton.cdiv(e, EP), "BN": BN, "num_warps": warps}
 
