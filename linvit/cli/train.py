@@ -100,6 +100,8 @@ def run(argv: list[str]) -> int:
             raise ValueError(str(error)) from error
         except torch.OutOfMemoryError as error:
             raise ValueError("the GPU has too little memory: lower --data.batch_size or --data.img_size") from error
+        finally:
+            files.release()
     return 0
 
 
@@ -213,6 +215,7 @@ class TrainCLI(LightningCLI):
             os.environ[_FOLDER] = str(self.folder)  # for the processes that Lightning starts for the other devices
             if not self.resume:
                 files.claim(self.folder)
+            files.hold(self.folder)
 
     def instantiate_classes(self) -> None:
         """Build everything; leave no empty folder behind when that fails."""

@@ -15,10 +15,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from linvit.checkpoints import save_model
+from linvit.files import saving
 from linvit.tasks.base import agreed
 from linvit.tasks.ema import WeightAverage
 from linvit.tasks.faults import SkipNotFinite
-from linvit.tasks.run_folder import LAST, MODEL, saving
+from linvit.tasks.run_folder import LAST, MODEL
 
 
 class KeepBest(Callback):

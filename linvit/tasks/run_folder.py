@@ -64,6 +64,42 @@ def check_writable(folder: Path) -> None:
         raise type(error)(f"cannot write into the run folder {folder}: {error.strerror}") from error
 
 
+_held: list[int] = []
+"""Descriptors of the folders that this process trains into."""
+
+
+def hold(folder: Path) -> None:
+    """Keep a run folder for this process until :func:`release`, or until it ends in whatever way.
+
+    Raises:
+        ValueError: Another process trains into it.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise ValueError(f"another training is at work in {folder}: wait for it, or give another --out") from error
+    except OSError:  # a file system without locks
+        os.close(descriptor)
+        return
+    _held.append(descriptor)
+
+
+def release() -> None:
+    """Let others have the folders."""
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):  # processes that load images may outlive one that is killed, for some seconds
+    os.register_at_fork(after_in_child=release)
+
+
 def check_resumable(folder: Path) -> None:
     """Check that a run can be continued.
 
@@ -119,10 +155,10 @@ def steps_done(checkpoint: Path) -> int:
     if not isinstance(content, dict):
         raise ValueError(f"{checkpoint} is no checkpoint of a training")
     for name in ("global_step", "epoch"):
-        value = content.get(name)
+        value = content.get(name, None if name == "global_step" else 0)
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise ValueError(f"{checkpoint}: {name} is {value!r}, and must be a whole number, 0 or more")
-    _check_progress(checkpoint, "loops", content.get("loops"))
+    _check_progress(checkpoint, "loops", content.get("loops", {}))
     return content["global_step"]
 
 

@@ -3,6 +3,7 @@
 import csv
 import errno
 import os
+import signal
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from linvit.files import saving
 from linvit.tasks.run_folder import (
     LAST,
     METRICS,
@@ -18,8 +20,9 @@ from linvit.tasks.run_folder import (
     MetricsCsv,
     check_resumable,
     claim,
+    hold,
     newest_checkpoint,
-    saving,
+    release,
     steps_done,
 )
 from tests.conftest import file_limit
@@ -42,6 +45,33 @@ def test_a_new_folder_is_made_with_its_parents_and_left_empty(tmp_path: Path) ->
     claim(tmp_path / "runs" / "new")
     assert list((tmp_path / "runs" / "new").iterdir()) == []
     claim(tmp_path / "runs" / "new")
+
+
+def test_two_trainings_do_not_share_a_folder(linvit_command, tmp_path: Path) -> None:
+    ready, done = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        hold(tmp_path)
+        grandchild = os.fork()  # as a process that loads images, which must not keep the folder
+        if grandchild == 0:
+            os.read(done[0], 1)
+            os._exit(0)
+        os.write(ready[1], b"x")
+        os.read(done[0], 1)
+        os._exit(0)
+    os.read(ready[0], 1)
+    said = linvit_command("train", "--out", tmp_path)
+    assert said.code == 2
+    assert said.err == (
+        f"linvit: error: another training is at work in {tmp_path}: wait for it, or give another --out\n"
+    )
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    try:
+        hold(tmp_path)
+    finally:
+        release()
+        os.write(done[1], b"xx")
 
 
 @pytest.mark.parametrize("name", ["last.ckpt", "model.safetensors"])
