@@ -12,7 +12,6 @@ which changes nothing at multiples of 32), safe half precision, and timm's inter
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import DropPath, calculate_drop_path_rates, trunc_normal_
 from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from torch import nn
@@ -20,6 +19,7 @@ from torch import nn
 from linvit.attention.care import CareTokenMixer, DualInteraction, StackedTokenMixer
 from linvit.models.builder import build_model
 from linvit.models.configs import FEATURES, imagenet_cfg
+from linvit.models.layers import pad_to_multiple
 from linvit.models.pyramid import Pyramid
 
 __all__ = ["Care"]
@@ -36,7 +36,7 @@ class PatchConv2d(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``[B, C, H, W]`` to ``[B, C', ceil(H / patch), ceil(W / patch)]``."""
-        x = F.pad(x, (0, -x.shape[3] % self.patch_size, 0, -x.shape[2] % self.patch_size))
+        x = pad_to_multiple(x, self.patch_size, self.patch_size)
         return self._conv_forward(x, self.weight, self.bias)
 
 

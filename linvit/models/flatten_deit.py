@@ -17,7 +17,7 @@ from torch import nn
 from linvit.attention import build_attention
 from linvit.models._flatten import cfg, rename
 from linvit.models.builder import build_model
-from linvit.models.layers import Block, check_given, check_pool, set_grids
+from linvit.models.layers import Block, WholePatchEmbed, check_given, check_pool, set_grids
 from linvit.ops import positions_on_grid, resize_positions
 from linvit.weights import resize_tables
 
@@ -73,7 +73,7 @@ class FlattenDeit(VisionTransformer):
             embed_dim=embed_dim,
             depth=0,
             global_pool=check_pool(global_pool),  # type: ignore[arg-type]
-            **{"fc_norm": False} | kwargs | _GIVEN,
+            **{"fc_norm": False, "embed_layer": WholePatchEmbed} | kwargs | _GIVEN,
             **dd,
         )
         assert self.pos_embed is not None  # learned positions are timm's default

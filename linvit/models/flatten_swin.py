@@ -7,11 +7,10 @@ Computes exactly what the published code computes at its image size. At others, 
 map, and softmax windows keep their size: the map is padded and the padding masked.
 """
 
-from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import PatchEmbed, calculate_drop_path_rates
+from timm.layers import calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
 from timm.models._input import update_model_input_size
 from timm.models.swin_transformer import SwinTransformer
@@ -21,7 +20,7 @@ from linvit.attention import FocusedLinearAttention, TokenAttention, WindowAtten
 from linvit.models._flatten import cfg, published_url, rename
 from linvit.models.builder import build_model
 from linvit.models.configs import FEATURES
-from linvit.models.layers import Block, check_given, set_grids, stage_grids
+from linvit.models.layers import Block, WholePatchEmbed, WholePatchMerging, check_given, set_grids, stage_grids
 from linvit.weights import resize_tables
 
 __all__ = ["FlattenSwin", "checkpoint_filter_fn"]
@@ -73,7 +72,7 @@ class FlattenSwin(SwinTransformer):
             embed_dim=embed_dim,
             depths=(0,) * len(depths),
             num_heads=num_heads,
-            embed_layer=partial(PatchEmbed, dynamic_img_pad=True),  # type: ignore[arg-type]
+            embed_layer=WholePatchEmbed,  # type: ignore[arg-type]
             **kwargs | _GIVEN,
             **dd,
         )
@@ -92,6 +91,8 @@ class FlattenSwin(SwinTransformer):
                     attn = WindowAttention(dim, window_size=window_size, shift=j % 2 == 1, **args)
                 blocks.append(Block(attn, dim, mlp_ratio, 1e-5, proj_drop_rate, rate, **dd))
             stage.blocks = nn.Sequential(*blocks)
+            if i > 0:
+                stage.downsample = WholePatchMerging(stage.downsample)  # type: ignore[arg-type]
 
     @torch.jit.ignore
     def set_input_size(  # type: ignore[override]

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp, to_2tuple, trunc_normal_
+from timm.layers import DropPath, Mlp, PatchEmbed, to_2tuple, trunc_normal_
 from timm.models.pvt_v2 import MlpWithDepthwiseConv
+from timm.models.swin_transformer import PatchMerging
 from torch import nn
 
 from linvit.attention import TokenAttention
@@ -14,9 +15,12 @@ __all__ = [
     "Block",
     "ChannelsLastMlp",
     "ConvEmbed",
+    "WholePatchEmbed",
+    "WholePatchMerging",
     "check_given",
     "check_pool",
     "init_linear",
+    "pad_to_multiple",
     "reset",
     "set_grids",
     "stage_grids",
@@ -114,8 +118,45 @@ class ConvEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.pad(x, (0, -x.shape[3] % self.stride, 0, -x.shape[2] % self.stride))
+        x = pad_to_multiple(x, self.stride, self.stride)
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
+
+
+class WholePatchEmbed(PatchEmbed):
+    """timm's embedding, for any size, padded to whole patches: ``[B, C, H, W]`` to ``[B, H', W', C']``."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = pad_to_multiple(x, self.patch_size[0], self.patch_size[1])
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+
+
+class WholePatchMerging(PatchMerging):
+    """timm's merging of 2x2 pixels, padded to whole ones: ``[B, H, W, C]`` to ``[B, ceil(H / 2), ceil(W / 2), C']``.
+
+    Args:
+        merging: The layer of timm whose norm and projection it takes.
+    """
+
+    def __init__(self, merging: PatchMerging):
+        super().__init__(merging.dim, merging.out_dim, device="meta")
+        self.norm, self.reduction = merging.norm, merging.reduction
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        B, H, W, C = x.shape
+        rows, cols = (H + 1) // 2, (W + 1) // 2
+        x = F.pad(x, (0, 0, 0, 2 * cols - W, 0, 2 * rows - H))
+        x = x.reshape(B, rows, 2, cols, 2, C).permute(0, 1, 3, 4, 2, 5).flatten(3)
+        return self.reduction(self.norm(x))
+
+
+def pad_to_multiple(x: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
+    """Pad maps ``[B, C, H, W]`` at the bottom and right to multiples of ``rows`` and ``cols``.
+
+    The sizes are quotients that are rounded up, without a remainder: where they are symbols, in an export for any
+    size, those of the stages that follow stay short, which is what the exporter's time goes into.
+    """
+    H, W = x.shape[2], x.shape[3]
+    return F.pad(x, (0, (W + cols - 1) // cols * cols - W, 0, (H + rows - 1) // rows * rows - H))
 
 
 def stage_grids(img_size: int | Sequence[int], patch_size: int | Sequence[int] = 4, stages: int = 4) -> list[list[int]]:

@@ -52,3 +52,33 @@ def test_padding_leaves_no_nan_in_gradients():
     qkv = a_map(7, 5).requires_grad_()
     window_attention(qkv, 2, [6, 6], [3, 3]).square().sum().backward()
     assert qkv.grad.isfinite().all()
+
+
+class Windows(torch.nn.Module):
+    """``window_attention`` with windows of 3 pixels and a position bias, or stripes with a convolution inside."""
+
+    def __init__(self, window: list[int], shift: int):
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.window, self.shift = window, [shift, shift]
+        self.bias, self.kernel = None, None
+        if 0 in window:
+            self.kernel = torch.randn(4, 1, 3, 3, dtype=torch.float64, generator=generator)
+        else:
+            self.bias = torch.randn(2, 9, 9, dtype=torch.float64, generator=generator)
+
+    def forward(self, qkv: torch.Tensor) -> torch.Tensor:
+        return window_attention(qkv, 2, self.window, self.shift, self.bias, self.kernel)
+
+
+@pytest.mark.parametrize(("window", "shift"), [([3, 3], 1), ([3, 3], 0), ([0, 3], 0), ([3, 0], 0)])
+def test_one_exported_graph_for_all_sizes(window, shift):
+    """No decision by size becomes a condition of the graph: one window or many, padded or not, shifted or not."""
+    model = Windows(window, shift)
+    sizes = {0: torch.export.Dim("B", min=1, max=8)} | {i: torch.export.Dim(f"side{i}", min=2, max=64) for i in (1, 2)}
+    exported = torch.export.export(model, (a_map(5, 7),), dynamic_shapes=(sizes,), strict=True).module()
+    for size in [*SIZES, (64, 9)]:
+        if min(size) > 1:
+            qkv = a_map(*size)
+            torch.testing.assert_close(exported(qkv), model(qkv))
+            torch.testing.assert_close(exported(qkv[:1]), model(qkv[:1]))

@@ -41,7 +41,7 @@ from linvit.deploy.fusion.folding import affine, scale_inputs, scale_outputs
 from linvit.deploy.fusion.merging import FusedPatchMerging
 from linvit.deploy.fusion.wrapper import Wrapper
 from linvit.models.care import Care, CareBlock, CareHead, CareStage, PatchConv2d
-from linvit.models.layers import Block
+from linvit.models.layers import Block, WholePatchMerging
 from linvit.models.linglo import LingloBlock
 
 __all__ = ["FuseReport", "FusedModel", "fuse", "fuse_report", "is_fused"]
@@ -53,6 +53,7 @@ _FUSED: dict[type[nn.Module], type[nn.Module]] = {
     KeyOnlyAttention: FusedKeyOnlyAttention,
     LinearAttention: FusedLinearAttention,
     PatchMerging: FusedPatchMerging,
+    WholePatchMerging: FusedPatchMerging,
     StripeAttention: FusedStripeAttention,
     WindowAttention: FusedWindowAttention,
 }
