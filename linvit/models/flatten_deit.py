@@ -136,21 +136,34 @@ class FlattenDeit(VisionTransformer):
         self,
         x: torch.Tensor,
         indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
-    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
+        output_dict: bool = False,
+        attn_mask: torch.Tensor | None = None,
+        is_causal: bool = False,
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]] | dict[str, Any]:
         """Return the outputs of the chosen blocks, and the final tokens unless ``intermediates_only``.
 
         Args:
             x: Images ``[B, C, H, W]``.
             indices: Blocks to return: a list, the last n if an integer, all if None.
+            return_prefix_tokens: Accepted for timm's interface: there are none.
             norm: Apply the final norm to every one of them.
             stop_early: Leave out the blocks after the last one asked for.
             output_fmt: "NCHW" for maps, "NLC" for tokens.
             intermediates_only: Return the list alone.
+            output_dict: Return a dictionary: the list as "image_intermediates", the tokens as "image_features".
+            attn_mask: Accepted for timm's interface: None, as linear attention has no weights to mask.
+            is_causal: The same: False.
+
+        Raises:
+            ValueError: Another ``output_fmt``, or a mask.
         """
+        if attn_mask is not None or is_causal:
+            raise ValueError("attn_mask must be None and is_causal False: linear attention has no weights to mask")
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got '{output_fmt}'")
         take_indices, max_index = feature_take_indices(len(self.blocks), indices)
@@ -168,6 +181,10 @@ class FlattenDeit(VisionTransformer):
             if i in take_indices:
                 y = self.norm(x) if norm else x
                 intermediates.append(y.flatten(1, 2) if output_fmt == "NLC" else y.permute(0, 3, 1, 2))
+        if not torch.jit.is_scripting():  # noqa: SIM102 -- TorchScript skips the block for this test alone
+            if output_dict:
+                found: dict[str, Any] = {"image_intermediates": intermediates}
+                return found if intermediates_only else found | {"image_features": self.norm(x.flatten(1, 2))}
         if intermediates_only:
             return intermediates
         return self.norm(x.flatten(1, 2)), intermediates

@@ -1,4 +1,4 @@
-"""What the tools around a model ask of it beyond timm's own tests: open sizes, meta tensors, tracing, functorch."""
+"""What the tools around a model ask of it beyond timm's own tests: meta tensors, TorchScript, sizes, heads."""
 
 import copy
 import warnings

@@ -8,6 +8,7 @@ import enum
 import pathlib
 import pickle
 import sys
+import threading
 import types
 from typing import Any
 
@@ -146,6 +147,16 @@ def test_hostile_files_are_refused_and_run_nothing(tmp_path, kind, zipped):
         read_state_dict(tmp_path / "a.pth")
     assert "\n" not in str(error.value)
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["archive", "legacy"])
+def test_objects_of_the_standard_library_are_not_built_either(tmp_path, monkeypatch, zipped):
+    content = {"model": WEIGHTS, "stop": Hostile(threading.Event), "lock": [Hostile(threading.Lock)]}
+    torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    built: list[object] = []
+    monkeypatch.setattr(threading.Event, "__init__", built.append)
+    assert read_state_dict(tmp_path / "a.pth").keys() == WEIGHTS.keys()
+    assert built == []
 
 
 def test_what_a_foreign_object_would_call_is_not_called(tmp_path):
