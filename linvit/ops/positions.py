@@ -2,9 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from linvit.ops.dispatch import operator
+from linvit.ops.sizes import surely_equal
 
 __all__ = ["positions_on_grid", "resize_positions"]
 
@@ -20,18 +20,12 @@ def resize_positions(table: torch.Tensor, old: list[int], new: list[int]) -> tor
     if torch.jit.is_scripting():
         same = old[0] == new[0] and old[1] == new[1]
     else:
-        same = _surely_same(old, new)
+        same = surely_equal(old[0], new[0]) and surely_equal(old[1], new[1])
     if same:
         return table
     grid = table.reshape(1, old[0], old[1], -1).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=(new[0], new[1]), mode="bilinear", align_corners=False)
     return grid.flatten(2).transpose(1, 2)
-
-
-@torch.jit.unused
-def _surely_same(old: list[int], new: list[int]) -> bool:
-    """Tell whether two grids are the same, without making a condition of it where a size is a symbol."""
-    return bool(statically_known_true(old[0] == new[0]) and statically_known_true(old[1] == new[1]))
 
 
 @operator(autocast=True)

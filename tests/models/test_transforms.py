@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import timm
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch.func import functional_call, grad, jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.models import FAMILIES
 
@@ -21,12 +23,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "linglo_b0": {"depths": (2, 2, 2, 2), "embed_dims": (8, 16, 40, 64)},
 }
 every_small_family = pytest.mark.parametrize("name", SMALL)
-LONG = {"flatten_cswin_tiny", "flatten_swin_tiny"}
-"""Whose windows the exporter takes more than half a minute for; tests/ops/test_windows.py has them alone."""
+QUICK = {"care_s0", "flatten_deit_tiny"}
+"""The exporter takes up to a quarter of a minute for the others; tests/ops/test_windows.py has their windows alone."""
 every_open_family = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in SMALL]
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SMALL]
 )
-SIZES = [(1, 64, 64), (3, 333, 200), (2, 224, 224), (1, 65, 1013)]
+SIZES = [(1, 64, 64), (4, 333, 200), (2, 224, 224), (1, 65, 1013)]
 
 
 @pytest.fixture(autouse=True)
@@ -93,13 +95,13 @@ def test_exported_for_any_size(name):
 def test_compiled_once_for_any_size(name):
     model = tiny(name, 64)
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
     compiled = torch.compile(model, dynamic=True, fullgraph=True, backend=counter)
     with torch.no_grad():
         for size in SIZES[1:]:
             x = images(*size)
             torch.testing.assert_close(compiled(x), model(x))
-    assert counter.frame_count <= 2  # a batch of 1 is one of its own
+    assert counter.frame_count <= 2  # a batch of 1 has a graph of its own
     torch._dynamo.reset()
 
 
@@ -124,8 +126,12 @@ def test_gradients_of_each_image(name):
 
 
 @every_small_family
+@sdpa_kernel(SDPBackend.MATH)
 def test_forward_and_second_derivatives(name):
-    """Against differences of the outputs and of the first gradients, in float64; float32 stays near them."""
+    """Against differences of the outputs and of the first gradients, in float64; float32 stays near them.
+
+    PyTorch's fused softmax attention has neither, here and in timm's models: the windows ask it for the plain one.
+    """
     model = tiny(name, dtype=torch.float64)
     x, tangent = images(1, dtype=torch.float64), images(1, dtype=torch.float64)
     step = 1e-6

@@ -40,9 +40,9 @@ def unpack(archive: Path, folder: Path) -> Path:
         for member in tar.getmembers():
             inside = member.name.partition("/")[2]
             if inside.startswith("tests/") or inside == "pyproject.toml":
-                member.name = inside
+                member.name = inside.replace("tests/", "timm_tests/", 1)  # there is a package called tests already
                 tar.extract(member, folder, filter="data")
-    return folder / "tests" / "test_models.py"
+    return folder / "timm_tests" / "test_models.py"
 
 
 def run(tests: Path, models: list[str], log: Path) -> list[dict[str, str]]:

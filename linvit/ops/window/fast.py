@@ -2,9 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from torch.fx.experimental.symbolic_shapes import has_static_value
 
 from linvit.ops.dispatch import operator
+from linvit.ops.sizes import is_number
 from linvit.ops.window.reference import window_attention_reference
 
 __all__ = ["window_attention"]
@@ -50,27 +50,31 @@ def window_attention(
     num_windows, tokens = down * across, rows * cols
 
     # One copy brings q, k and v into windows; heads stay a view.
-    qkv = qkv.reshape(B * down, rows, across, cols * 3 * C).transpose(1, 2)
-    q, k, v = qkv.reshape(B * num_windows, tokens, 3 * C).chunk(3, dim=2)
+    qkv = _reshape(qkv, [B * down, rows, across, cols * 3 * C]).transpose(1, 2)
+    q, k, v = _reshape(qkv, [B * num_windows, tokens, 3 * C]).chunk(3, dim=2)
 
     mask = bias
     if padded or shifted:
-        partition = [rows, cols], [down, across], [shift_rows, shift_cols]
-        allowed = _same_region([H, W], partition[0], partition[1], partition[2], qkv.device)  # [windows, n, n]
+        size, length, count = [H, W], [rows, cols], [down, across]
+        if shifted:
+            allowed = _same_region(size, length, count, [shift_rows, shift_cols], qkv.device)  # [windows, n, n]
+        else:
+            allowed = _seen(size, length, count, qkv.device)  # [windows, 1, n]
         allowed = allowed.repeat(B, 1, 1).unsqueeze(1)
         if bias is None:
             mask = allowed
         else:
             mask = torch.where(allowed, bias, torch.full_like(bias[:1, :1, :1], float("-inf")))
 
-    heads = [t.reshape(B * num_windows, tokens, num_heads, C // num_heads).transpose(1, 2) for t in (q, k, v)]
+    heads = [t.unflatten(2, (num_heads, C // num_heads)).transpose(1, 2) for t in (q, k, v)]
     x = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], attn_mask=mask)
-    x = x.transpose(1, 2).reshape(B * num_windows, rows, cols, C)
+    x = _reshape(x.transpose(1, 2), [B * num_windows, rows, cols, C])
     if local_weight is not None:
-        v = v.reshape(B * num_windows, rows, cols, C).permute(0, 3, 1, 2)
+        v = _reshape(v, [B * num_windows, rows, cols, C]).permute(0, 3, 1, 2)
         x = x + F.conv2d(v, local_weight, local_bias, padding=1, groups=C).permute(0, 2, 3, 1)
 
-    x = x.reshape(B * down, across, rows, cols * C).transpose(1, 2).reshape(B, down * rows, across * cols, C)
+    x = _reshape(x, [B * down, across, rows, cols * C]).transpose(1, 2)
+    x = _reshape(x, [B, down * rows, across * cols, C])
     if shifted:
         x = torch.roll(x, (shift_rows, shift_cols), (1, 2))
     return _crop(x, H, W) if padded else x
@@ -81,7 +85,7 @@ def _partition(size: int, window: int, shift: int) -> tuple[int, int, int]:
     if window == 0:
         return size, 1, 0
     if not torch.jit.is_scripting():  # noqa: SIM102 -- TorchScript skips the block for this test alone
-        if not _is_number(size):
+        if not is_number(size):
             return _partition_symbol(size, window, shift)
     return window, (size + window - 1) // window, shift if size > window else 0
 
@@ -97,24 +101,26 @@ def _partition_symbol(size: int, window: int, shift: int) -> tuple[int, int, int
     return window, count, shift * torch.sym_min(torch.sym_max(size - window, 0), 1)
 
 
-@torch.jit.unused
-def _is_number(size: int) -> bool:
-    """Tell a number from a symbol: the size of an export, or of a compiled graph, for any size."""
-    return bool(has_static_value(size))
-
-
 def _may_differ(size: int, other: int) -> bool:
     """Tell whether a size differs from a number, or could as it is a symbol."""
     if not torch.jit.is_scripting():  # noqa: SIM102 -- TorchScript skips the block for this test alone
-        if not _is_number(size):
+        if not is_number(size):
             return True
     return size != other
+
+
+def _reshape(x: torch.Tensor, shape: list[int]) -> torch.Tensor:
+    """Reshape, by way of one axis where a size is a symbol: merging axes, PyTorch asks which of them divide others."""
+    if not torch.jit.is_scripting():  # noqa: SIM102 -- TorchScript skips the block for this test alone
+        if not all([is_number(size) for size in shape]):  # noqa: C419 -- no generators in graphs
+            x = x.contiguous().flatten()
+    return x.reshape(shape)
 
 
 def _crop(x: torch.Tensor, H: int, W: int) -> torch.Tensor:
     """Return the first H rows and W columns of maps ``[B, H', W', C]``."""
     if not torch.jit.is_scripting():  # noqa: SIM102 -- TorchScript skips the block for this test alone
-        if not (_is_number(H) and _is_number(W)):  # a slice asks whether a symbol lies within the axis
+        if not (is_number(H) and is_number(W)):  # a slice asks whether a symbol lies within the axis
             x = x.index_select(1, torch.arange(H, device=x.device))
             return x.index_select(2, torch.arange(W, device=x.device))
     return x[:, :H, :W]
@@ -143,7 +149,34 @@ def _same_region(
         index = (torch.arange(padded, device=device) + shift[axis]) % padded
         region = (index < shift[axis]).to(torch.long) + 2 * (index >= size[axis]).to(torch.long)
         regions.append(region.reshape(count[axis], length[axis]))
-    window = torch.arange(count[0] * count[1], device=device)
-    rows, cols = regions[0][torch.div(window, count[1], rounding_mode="floor")], regions[1][window % count[1]]
-    joint = (4 * rows.unsqueeze(2) + cols.unsqueeze(1)).flatten(1)
+    joint = _combine(4 * regions[0], regions[1])
     return joint.unsqueeze(1) == joint.unsqueeze(2)
+
+
+def _seen(size: list[int], length: list[int], count: list[int], device: torch.device) -> torch.Tensor:
+    """Return which tokens the others of their window may see where nothing is shifted: real ones.
+
+    Padding is seen where there is nothing but padding, so that no row of the softmax is empty.
+
+    Args:
+        size: Height and width of the map.
+        length: Height and width of a window.
+        count: Windows down and across.
+        device: Where the result lies.
+
+    Returns:
+        ``[windows, 1, n]``, boolean.
+    """
+    hidden = []
+    for axis in range(2):
+        index = torch.arange(count[axis] * length[axis], device=device).reshape(count[axis], length[axis])
+        hidden.append(((index >= size[axis]) & (index[:, :1] < size[axis])).to(torch.long))
+    return (_combine(hidden[0], hidden[1]) == 0).unsqueeze(1)
+
+
+def _combine(rows: torch.Tensor, cols: torch.Tensor) -> torch.Tensor:
+    """Add numbers of rows ``[down, r]`` and columns ``[across, c]`` of windows to those of tokens, ``[windows, n]``."""
+    down, across = rows.shape[0], cols.shape[0]
+    window = torch.arange(down * across, device=rows.device)
+    rows, cols = rows[torch.div(window, across, rounding_mode="floor")], cols[window % across]
+    return _reshape(rows.unsqueeze(2) + cols.unsqueeze(1), [down * across, rows.shape[1] * cols.shape[1]])
