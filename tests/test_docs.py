@@ -126,6 +126,18 @@ def test_every_extra_is_explained():
     assert sorted(explained) == sorted(extras)
 
 
+def test_clients_are_those_that_were_tried():
+    """Every row names a version that is pinned and a test that exists; every test of a client has its row."""
+    page = (ROOT / "docs" / "clients.md").read_text()
+    rows = re.findall(r"^\| ([\w-]+) \| ([\d.]+) \| .* \| `(test_\w+)` \|$", page, flags=re.MULTILINE)
+    pinned = set((ROOT / "constraints.txt").read_text().split())
+    assert {f"{library}=={version}" for library, version, _ in rows} <= pinned
+    code = "".join(path.read_text() for path in (ROOT / "tests" / "clients").glob("test_*.py"))
+    assert {test for *_, test in rows} == set(re.findall(r"^def (test_\w+)", code, flags=re.MULTILINE)) - {
+        "test_every_decoder_was_tried"
+    }
+
+
 def test_places_that_contributors_are_sent_to_exist():
     named = re.findall(r"`((?:linvit|tests|docs|benchmarks)/[a-z0-9_/.]*)`", (ROOT / "CONTRIBUTING.md").read_text())
     assert len(named) > 5

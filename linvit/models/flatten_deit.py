@@ -66,6 +66,7 @@ class FlattenDeit(VisionTransformer):
     ):
         dd = {"device": device, "dtype": dtype}
         check_given(_GIVEN, kwargs)
+        host: dict[str, Any] = {"fc_norm": False, "embed_layer": WholePatchEmbed} | kwargs | _GIVEN
         # timm builds everything but the blocks.
         super().__init__(
             img_size=img_size,  # type: ignore[arg-type]
@@ -73,7 +74,7 @@ class FlattenDeit(VisionTransformer):
             embed_dim=embed_dim,
             depth=0,
             global_pool=check_pool(global_pool),  # type: ignore[arg-type]
-            **{"fc_norm": False, "embed_layer": WholePatchEmbed} | kwargs | _GIVEN,
+            **host,
             **dd,
         )
         assert self.pos_embed is not None  # learned positions are timm's default

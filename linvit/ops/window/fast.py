@@ -98,7 +98,7 @@ def _partition_symbol(size: int, window: int, shift: int) -> tuple[int, int, int
     another one than for many, as PyTorch treats an axis of length 1 in its own way.
     """
     count = torch.sym_max((size + window - 1) // window, 2)
-    return window, count, shift * torch.sym_min(torch.sym_max(size - window, 0), 1)
+    return window, count, shift * torch.sym_min(torch.sym_max(size - window, 0), 1)  # type: ignore[return-value]
 
 
 def _may_differ(size: int, other: int) -> bool:
