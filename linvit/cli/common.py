@@ -20,6 +20,7 @@ __all__ = [
     "Parser",
     "at_least",
     "image_size",
+    "positive",
     "print_facts",
     "print_json",
     "print_rows",
@@ -30,7 +31,7 @@ __all__ = [
 
 SPLIT: dict[str, dict[str, Any]] = {
     "--split": {
-        "metavar": "NAME",
+        "choices": ("val", "test", "train", "all"),
         "help": "which part of DATA: val, test, train or all (val, or else test; all of data without parts)",
     }
 }
@@ -45,6 +46,17 @@ def at_least(least: int) -> Callable[[str], int]:
         return int(text)
 
     return number
+
+
+def positive(text: str) -> float:
+    """Read a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
+    return value
 
 
 def share(text: str) -> float:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from linvit.checkpoints import class_names, load_model, task_of
-from linvit.cli.common import Parser, image_size, print_facts, print_json
+from linvit.cli.common import Parser, image_size, positive, print_facts, print_json
 from linvit.data.datasets import Mnist5k
 from linvit.data.digit_scenes import DigitScenes
 from linvit.data.images import find_images, load_image
@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--images", nargs="+", default=[DIGITS], metavar="IMAGE", help=help)
     help = f"images that set the ranges of int8, some hundreds of your own; or {DIGITS}"
     parser.add_argument("--calibration", nargs="+", metavar="IMAGE", help=help)
-    parser.add_argument("--bound", type=float, help="largest error allowed, relative to the largest output")
+    parser.add_argument("--bound", type=positive, help="largest error allowed, relative to the largest output")
     args = parser.parse_args(argv)
     if args.to not in FORMATS:
         raise ValueError(f"--to must be one of {', '.join(FORMATS)}, got {args.to!r}")

@@ -4,7 +4,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
-from linvit.cli.common import Parser, at_least
+from linvit.cli.common import Parser, at_least, positive
 from linvit.data.sources import Kind
 
 __all__ = ["add_options", "is_asked_for", "parse"]
@@ -14,7 +14,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "linear": {"action": "store_true", "help": "train a linear classifier on the frozen features"},
     "stage": {"type": int, "metavar": "N", "help": "features of this stage, averaged over the image (pooled ones)"},
     "neighbours": {"type": at_least(1), "default": 20, "metavar": "K", "help": "how many vote (20)"},
-    "temperature": {"type": float, "default": 0.07, "metavar": "T", "help": "small: the nearest count most (0.07)"},
+    "temperature": {"type": positive, "default": 0.07, "metavar": "T", "help": "small: the nearest count most (0.07)"},
     "epochs": {"type": at_least(1), "default": 30, "metavar": "N", "help": "of the linear classifier (30)"},
 }
 """Arguments of :func:`linvit.inference.reports.features.evaluate`, as argparse takes them."""

@@ -16,7 +16,7 @@ from torchvision.transforms.v2.functional import to_image
 from linvit.data.box_layouts import boxes_to_evaluate
 from linvit.data.box_table import BoxTable
 from linvit.data.coco import CocoFile, Record, decode_mask, encode_mask
-from linvit.data.digit_scenes import NAME, DigitScenes
+from linvit.data.digit_scenes import NAME, DigitScenes, check_part
 from linvit.data.images import UnreadableImage, load_image, load_image_of, read_or_next
 from linvit.data.parts import HELD_OUT
 
@@ -296,6 +296,7 @@ def eval_detection_set(
         if masks:
             file.check_masks()
         return CocoDetection(file, classes, strict=strict)
+    check_part(split)
     digits = DigitDetection(train=split == "train")
     if digits.classes != classes:
         raise ValueError(f"{NAME} has the classes {', '.join(digits.classes)}, the model has {', '.join(classes[:10])}")

@@ -14,7 +14,7 @@ from PIL import Image
 from linvit.checks import require
 from linvit.data.datasets import DIGITS, Mnist5k
 
-__all__ = ["DIGITS", "NAME", "SEMANTIC_CLASSES", "DigitScenes", "Scene"]
+__all__ = ["DIGITS", "NAME", "SEMANTIC_CLASSES", "DigitScenes", "Scene", "check_part"]
 
 NAME = "digit-scenes"
 """What the commands call this data."""
@@ -47,6 +47,12 @@ class Scene:
     def semantic(self) -> np.ndarray:
         """Return ``[H, W]`` uint8: 0 where no digit is, or else 1 + the digit; indices into SEMANTIC_CLASSES."""
         return ((self.labels[:, None, None] + 1) * self.masks).sum(axis=0).astype(np.uint8)
+
+
+def check_part(split: str | None) -> None:
+    """Raise a ValueError unless there is such a part; None is the held-out one."""
+    if split not in (None, "train", "val"):
+        raise ValueError(f"{NAME} has no part {split!r}; its parts: train, val")
 
 
 class DigitScenes(Sequence[Scene]):

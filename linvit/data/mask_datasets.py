@@ -143,7 +143,8 @@ def eval_masks(
         return MaskFolder(files, code, transform, strict)
     if list(classes) != digit_scenes.SEMANTIC_CLASSES:
         raise ValueError(f"{data} has the classes background and the ten digits, but the model's are {list(classes)}")
-    return DigitMasks(train=False, transform=transform)
+    digit_scenes.check_part(split)
+    return DigitMasks(train=split == "train", transform=transform)
 
 
 def collate_masks(samples: list[MaskSample]) -> MaskBatch:
