@@ -93,3 +93,34 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
     assert len(lines) == 1
     assert "no space left to write" in lines[0] or "File too large" in lines[0] or "cannot write" in lines[0], lines
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+PREDICTOR = "linvit.inference.classification.ClassificationPredictor"
+
+
+def interrupted(*args: object, **kwargs: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("command", "where"),
+    [
+        (["predict", "RUN", "mnist5k", "--csv", "OUT/a.csv"], f"{PREDICTOR}.predict_batch"),
+        (["predict", "RUN", "mnist5k", "--save", "OUT"], "linvit.cli.predict.save_picture"),
+        (["eval", "RUN", "PHOTOS", "--per-class", "OUT/a.csv", "--workers", "0"], f"{PREDICTOR}.outputs"),
+        (["export", "RUN", "--to", "torch", "--out", "OUT/m.pt2"], "linvit.deploy.export.compare"),
+        (["inspect", "RUN", "PHOTOS/val/ant/0.png", "--out", "OUT"], "linvit.analysis.figures.draw_layers"),
+    ],
+)
+def test_ctrl_c_leaves_nothing_half_written(
+    linvit_command, run_folder: Path, photos: Path, tmp_path: Path, monkeypatch, command: list[str], where: str
+) -> None:
+    given = {"RUN": str(run_folder), "PHOTOS": str(photos), "OUT": str(tmp_path / "out")}
+    monkeypatch.setattr(where, interrupted)
+    for name, path in given.items():
+        command = [path + word.removeprefix(name) if word.startswith(name) else word for word in command]
+    said = linvit_command(*command)
+    assert said.code == 130
+    assert said.err == "\nlinvit: interrupted\n"
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert all(path.suffix in (".png", ".svg") and path.stat().st_size > 1000 for path in left), left

@@ -90,6 +90,8 @@ def _sources(images: list[str]) -> list[Any]:
 def _target(name: str | None, labels: list[str]) -> int | None:
     if name is None:
         return None
+    if not labels:
+        raise ValueError("--class is for classifiers, and this model has no classes of whole images: leave it out")
     if name in labels:
         return labels.index(name)
     if name.isdecimal() and int(name) < len(labels):

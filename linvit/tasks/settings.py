@@ -27,7 +27,9 @@ def check_sections(path: str | Path) -> None:
     """
     try:
         settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} holds no settings: it is no text in UTF-8") from error
+    except (OSError, yaml.YAMLError):
         return  # said when it is parsed
     if not isinstance(settings, dict):
         raise ValueError(f"{path} holds no settings, such as 'model: {{name: care_s0}}'")

@@ -65,6 +65,13 @@ def test_what_is_wrong_is_named(
     assert len([line for line in said.err.splitlines() if line.startswith("linvit: error")]) == 1
 
 
+def test_a_file_that_is_no_text_is_named(linvit_command, tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(b"\x89PNG")
+    said = linvit_command("train", "--config", tmp_path / "photo.png")
+    assert said.code == 2
+    assert said.err == f"linvit: error: {tmp_path / 'photo.png'} holds no settings: it is no text in UTF-8\n"
+
+
 def test_random_edits_train_or_are_one_line(linvit_command, recipe: dict, tmp_path: Path) -> None:
     chance = random.Random(0)
     codes = []
