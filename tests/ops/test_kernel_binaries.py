@@ -59,7 +59,7 @@ def test_the_record_holds_every_configuration(monkeypatch):
     }
     records = read(RECORD)
     check(records)
-    for target in ("sm_80", "sm_90"):
+    for target in ("sm_80", "sm_90", "gfx942"):
         keys = ("operator", "kernel", "type", "head_size", "layout")
         assert {tuple(r[key] for key in keys) for r in records if r["target"] == target} == expected, target
 
