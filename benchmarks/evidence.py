@@ -1,15 +1,21 @@
 """The rows of docs/evidence.md: each claim, what was measured for it, and what that says, from the records alone."""
 
 import statistics
+from collections.abc import Iterator
 
-from records_of import middle, record
+from records_of import HERE, middle, record
 
 from linvit.catalogue import catalogue
-from linvit.studies.report import Difference, difference
+from linvit.studies.report import Difference, difference, processor_time
 
 Row = list[str]
 HEAD = ["claim", "measured", "so it", "command", "raw values"]
 STUDY = "linvit study {name} --data.root imagenette128"
+WAITING = "not measured yet"
+HOSTS = {"mechanism_small": "DeiT", "mechanism_deit": "DeiT", "mechanism_pvt": "PVT"}
+"""Studies of the mechanisms, and the host that holds them."""
+EQUAL = 0.01
+"""How far below another an accuracy may be and still be said to reach it."""
 
 
 def raw(*names: str) -> str:
@@ -26,23 +32,111 @@ def compared(name: str, one: str, other: str) -> Difference:
     return difference(one, other, [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())])
 
 
+def measured(name: str) -> bool:
+    """Tell whether a study has a record with every arm."""
+    return (HERE / f"{name}.json").is_file()
+
+
 def points(apart: Difference) -> str:
-    """Return a difference of top-1 in points, with its 95 % interval."""
-    assert apart.interval
+    """Return a difference of accuracies in points, with its 95 % interval."""
+    if apart.interval is None:
+        return f"{100 * apart.mean:+.2f} points (one seed)"
     low, high = (f"{100 * value:+.2f}" for value in apart.interval)
     return f"{100 * apart.mean:+.2f} points ({low} to {high}; {apart.n} seeds)"
 
 
 def verdict(apart: Difference) -> str:
     """Say what a difference does to the claim that the first of its arms is the better one."""
+    if apart.interval is None:
+        return "**is not decided**: one seed"
     if not apart.differ:
         return "**is not decided**: no difference shows"
     return "**holds**" if apart.mean > 0 else "**does not hold**"
 
 
-def by_study(claim: str, name: str, one: str, other: str, command: str | None = None) -> Row:
+def reached(apart: Difference) -> str:
+    """Say what a difference does to the claim that the first of its arms is as good as the other, or better."""
+    if apart.interval is None:
+        return verdict(apart)
+    if apart.interval[0] > -EQUAL:
+        return "**holds**: it passes it" if apart.differ else "**holds**: at most a point below"
+    return verdict(apart) if not apart.differ else "**does not hold**"
+
+
+def by_study(claim: str, name: str, one: str, other: str, command: str | None = None, said=verdict) -> Row:
+    """Return the row of a claim that the arm ``one`` of a study is better than ``other``."""
+    if not measured(name):
+        return open_question(claim, WAITING, command or STUDY.format(name=name))
     apart = compared(name, one, other)
-    return [claim, f"{one} against {other}: {points(apart)}", verdict(apart), f"`{command}`", raw(name)]
+    told = f"{one} against {other}: {points(apart)}"
+    return [claim, told, said(apart), f"`{command or STUDY.format(name=name)}`", raw(name)]
+
+
+def by_mechanism(claim: str, pairs: dict[str, list[tuple[str, str]]], said=verdict) -> Iterator[Row]:
+    """Yield a row for each pair of arms of the studies of mechanisms that were run, or that none was."""
+    ran = [name for name in pairs if measured(name)]
+    for name in ran:
+        for one, other in pairs[name]:
+            yield by_study(f"{claim} ({HOSTS[name]})", name, one, other, said=said)
+    if not ran:
+        yield open_question(claim, WAITING, STUDY.format(name="mechanism_deit"))
+
+
+def mechanisms() -> list[Row]:
+    def pairs(small: list[tuple[str, str]], large: list[tuple[str, str]]) -> dict[str, list[tuple[str, str]]]:
+        return {"mechanism_small": small, "mechanism_deit": large, "mechanism_pvt": large}
+
+    worse = pairs([("softmax", "relu")], [("softmax", "relu"), ("softmax", "elu + 1")])
+    focus = pairs(
+        [("focused", "relu"), ("focused + rank", "relu + rank")], [("p=3", "relu"), ("p=3 + rank", "relu + rank")]
+    )
+    rank = pairs(
+        [("relu + rank", "relu"), ("focused + rank", "focused")],
+        [("relu + rank", "relu"), ("elu + 1 + rank", "elu + 1"), ("p=3 + rank", "p=3")],
+    )
+    both = pairs([("focused + rank", "softmax")], [("p=3 + rank", "softmax")])
+    return [
+        *by_mechanism("Plain linear attention loses clearly against softmax", worse),
+        *by_mechanism("Focusing wins part of that back", focus),
+        *by_mechanism("Restoring the rank wins part of that back", rank),
+        *by_mechanism("Both together reach softmax attention or pass it", both, reached),
+        sharpness(),
+        restored(),
+    ]
+
+
+def share(mechanism: str, measure: str) -> float:
+    """Return a measure of a trained model's attention in per cent of the highest: mean over photos and layers."""
+    raw = record("attention_focus").get(attention=mechanism)
+    assert raw
+    return 100 * statistics.mean(statistics.mean(layers) for layers in raw[measure])
+
+
+def sharpness() -> Row:
+    entropy = {name: share(name, "entropy") for name in ("softmax", "linear", "focused")}
+    told = ", ".join(f"{name} {value:.1f} %" for name, value in entropy.items())
+    holds = entropy["focused"] < entropy["linear"]
+    return [
+        "Plain linear attention is flat, focusing sharpens it",
+        f"entropy of the attention of trained small ViTs, of the highest: {told}",
+        "**holds** in one training of each" if holds else "**does not hold**",
+        "`python benchmarks/attention_focus.py` ([in full](analysis.md))",
+        raw("attention_focus"),
+    ]
+
+
+def restored() -> Row:
+    rank = {name: share(name, "rank") for name in ("softmax", "linear", "focused")}
+    told = ", ".join(f"{name} {value:.1f} %" for name, value in rank.items())
+    mixed = share("focused", "rank_mixed")
+    holds = mixed > rank["linear"] and mixed >= rank["softmax"]
+    return [
+        "The depthwise convolution restores the rank that linear attention lacks",
+        f"rank of the same, of full: {told}; focused with its convolution {mixed:.1f} %",
+        "**holds** in one training of each; focusing alone hardly adds" if holds else "**does not hold**",
+        "`python benchmarks/attention_focus.py` ([in full](analysis.md))",
+        raw("attention_focus"),
+    ]
 
 
 def open_question(claim: str, why: str, command: str = "") -> Row:
@@ -91,13 +185,8 @@ def flatten() -> list[Row]:
     against = difference(
         "converted", "original", [(value, original) for value in finals("linearize_recovery", "distilled").values()]
     )
-    study = STUDY.format(name="mechanism_deit")
-    waiting = "not measured yet"
     return [
-        open_question("Plain linear attention loses clearly against softmax", waiting, study),
-        open_question("Focusing wins part of that back", waiting, study),
-        open_question("Restoring the rank wins part of that back", waiting, study),
-        open_question("Both together reach softmax attention or pass it", waiting, study),
+        *mechanisms(),
         [
             "Focused attention can take softmax's place in existing transformers",
             f"a trained ViT, converted and taught by its original for one pass: {points(against)} against the original",
@@ -114,8 +203,64 @@ def flatten() -> list[Row]:
             raw("flatten_speed"),
         ],
         open_question("ImageNet accuracies of the FLatten models", "cannot be tested here: no ImageNet"),
-        open_question("It improves detection and segmentation", waiting, "linvit study detection --data.root bccd"),
+        *(
+            by_study(
+                f"It improves {name}",
+                name,
+                "focused (FLatten-PVTv2-B0)",
+                "softmax (PVTv2-B0)",
+                f"linvit study {name} --data.root {data}",
+            )
+            for name, data in (("detection", "bccd"), ("segmentation", "camvid"))
+        ),
+        *other_sizes(),
+        *pays(),
     ]
+
+
+def other_sizes() -> list[Row]:
+    """Return a row for each size at which models of another size were evaluated."""
+    claim = "Trained at one size, it keeps its accuracy at others better than softmax"
+    if not measured("resolution"):
+        return [open_question(claim, WAITING, STUDY.format(name="resolution"))]
+    runs = {arm: list(record("resolution").select(arm=arm)) for arm in ("focused", "softmax")}
+    rows = []
+    for options in runs["focused"][0].raw["evaluations"]:
+        tops = {
+            arm: {cell.of["seed"]: cell.raw["evaluations"][options]["top1"] for cell in cells}
+            for arm, cells in runs.items()
+        }
+        both = sorted(tops["focused"].keys() & tops["softmax"].keys())
+        apart = difference("focused", "softmax", [(tops["focused"][seed], tops["softmax"][seed]) for seed in both])
+        size = options.split("img-size=")[1].split()[0]
+        accuracy = ", ".join(f"{arm} {100 * statistics.mean(values.values()):.1f} %" for arm, values in tops.items())
+        told = f"at {size} pixels: {accuracy}; {points(apart)}"
+        rows.append([claim, told, verdict(apart), f"`{STUDY.format(name='resolution')}`", raw("resolution")])
+    return rows
+
+
+def pays() -> list[Row]:
+    """Return a row for each host: from which size linear attention is the faster one, by runtime."""
+    claim = "It makes the hosts cheaper in other runtimes"
+    if not measured("where_it_pays"):
+        return [open_question(claim, WAITING, "linvit study where_it_pays")]
+    rows = []
+    for cell in record("where_it_pays").cells:
+        ratios: dict[str, dict[int, list[float]]] = {}
+        for one in cell.raw["contenders"]:
+            contender = one["contender"]
+            sizes = ratios.setdefault(contender["runtime"], {})
+            sizes.setdefault(contender["size"][0], []).append(statistics.median(one["seconds"]))
+        told = "; ".join(
+            f"{runtime} " + ", ".join(f"{linear / softmax:.2f} at {size}" for size, (linear, softmax) in sizes.items())
+            for runtime, sizes in ratios.items()
+        )
+        wins = [linear < softmax for sizes in ratios.values() for linear, softmax in sizes.values()]
+        said = "**holds**" if all(wins) else "**holds in part**" if any(wins) else "**does not hold**"
+        name = f"{claim} ({cell.of['arm']})"
+        told = f"time over that of the softmax host: {told}"
+        rows.append([name, told, said, "`linvit study where_it_pays`", raw("where_it_pays")])
+    return rows
 
 
 def ours() -> list[Row]:
@@ -168,8 +313,10 @@ def care() -> list[Row]:
             "labels",
             STUDY.format(name="distillation"),
         ),
-        open_question("Both interactions help", "not measured yet", STUDY.format(name="care")),
-        open_question("Decoupling beats stacking; the memory helps", "not measured yet", STUDY.format(name="care")),
+        by_study("The first interaction helps", "care", "whole", "without the first interaction"),
+        by_study("The second interaction helps", "care", "whole", "without the second interaction"),
+        by_study("The memory helps, at equal parameters and MACs", "care", "whole", "without the memory"),
+        by_study("Decoupling beats stacking, at equal parameters and MACs", "care", "whole", "stacked"),
     ]
 
 
@@ -192,8 +339,45 @@ def linglo() -> list[Row]:
             "grafted",
             study,
         ),
+        *(
+            [by_study("... (interaction: `local_global`)", "linglo", "local_global", "local_global, grafted")]
+            if measured("linglo")
+            else []
+        ),
         linear_cost("Time and memory are linear in the size of the input", "key-only"),
         open_question(
             "State of the art at few parameters", "cannot be tested here: no ImageNet, and no published code"
         ),
     ]
+
+
+STUDIES = {
+    "linglo_choice": "readings of LinGlo",
+    "linearize_recovery": "linearization",
+    "distillation": "distillation of CARE",
+    "mechanism_small": "mechanisms in a small DeiT",
+    "mechanism_deit": "mechanisms in a DeiT",
+    "mechanism_pvt": "mechanisms in a PVT",
+    "care": "parts of CARE",
+    "linglo": "readings of LinGlo, layouts",
+    "resolution": "other sizes",
+    "detection": "detection",
+    "segmentation": "segmentation",
+    "where_it_pays": "speed by runtime",
+    "pretraining": "learning without labels",
+    "pretrained_detection": "detection after it",
+    "pretrained_segmentation": "segmentation after it",
+}
+
+
+def cost() -> list[Row]:
+    """Return what each study took."""
+    rows = []
+    for name, title in STUDIES.items():
+        if measured(name):
+            runs = [cell.raw for cell in record(name).cells]
+            seconds = [one | {"processor_seconds": one.get("processor_seconds", one.get("seconds"))} for one in runs]
+            kept = all(isinstance(one["processor_seconds"], float | None) for one in seconds)
+            time = processor_time(seconds) if kept else "-"
+            rows.append([title, str(len(runs)), "not kept" if time == "-" else time, raw(name)])
+    return rows

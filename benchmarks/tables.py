@@ -8,11 +8,13 @@ what stands there equal to what the records give.
 
 import re
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import evidence
-from records_of import HERE, middle, record
+import pretraining_tables
+from records_of import HERE, markdown, middle, record, spread
 
 from linvit.catalogue import PUBLISHED_TOP1, catalogue
 from linvit.files import atomic_write
@@ -22,21 +24,9 @@ MARKED = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 MIB = 2**20
 
 
-def markdown(head: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
-    lines = [list(head), *rows]
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
-
-
 def values(name: str, key: str) -> list[Any]:
     """Return what the cells of a record have under a key, each once, in order."""
     return list(dict.fromkeys(cell.of[key] for cell in record(name).cells))
-
-
-def spread(shares: list[float]) -> str:
-    """Return ``mean ± standard deviation`` in per cent."""
-    deviation = f" ± {statistics.stdev(shares):.2%}".replace("%", "") if len(shares) > 1 else ""
-    return f"{statistics.mean(shares) * 100:.2f}{deviation} %"
 
 
 def care_speed() -> str:
@@ -283,20 +273,8 @@ def allocator() -> str:
 SETTINGS = ("system", "keep")
 
 
-def evidence_flatten() -> str:
-    return markdown(evidence.HEAD, evidence.flatten())
-
-
-def evidence_ours() -> str:
-    return markdown(evidence.HEAD, evidence.ours())
-
-
-def evidence_care() -> str:
-    return markdown(evidence.HEAD, evidence.care())
-
-
-def evidence_linglo() -> str:
-    return markdown(evidence.HEAD, evidence.linglo())
+def study_cost() -> str:
+    return markdown(["study", "runs", "processor time", "raw values"], evidence.cost())
 
 
 def kernel_counts() -> str:
@@ -347,10 +325,6 @@ TABLES: dict[str, Callable[[], str]] = {
         allocator,
         dense_memory,
         distillation,
-        evidence_care,
-        evidence_flatten,
-        evidence_linglo,
-        evidence_ours,
         export_formats,
         families,
         flatten_speed,
@@ -360,8 +334,12 @@ TABLES: dict[str, Callable[[], str]] = {
         linearize_recovery,
         linglo_choice,
         loading,
+        *pretraining_tables.TABLES,
+        study_cost,
     )
 }
+for page in (evidence.care, evidence.flatten, evidence.linglo, evidence.ours):
+    TABLES[f"evidence_{page.__name__}"] = partial(lambda rows: markdown(evidence.HEAD, rows()), page)
 
 
 def renewed(text: str) -> str:

@@ -4,6 +4,7 @@ The mathematics is in :mod:`linvit.analysis.measures` (one layer), :mod:`linvit.
 :mod:`linvit.analysis.contributions` (CARE). Never is an N x N tensor made.
 """
 
+from linvit.analysis.colours import principal_colours
 from linvit.analysis.contributions import GROUPS, care_contributions
 from linvit.analysis.gradients import effective_receptive_field, grad_cam, map_modules
 from linvit.analysis.layer import Layer
@@ -37,6 +38,7 @@ __all__ = [
     "key_saliency_map",
     "map_modules",
     "mixing_of",
+    "principal_colours",
     "received_map",
     "visit_layers",
 ]

@@ -21,6 +21,7 @@ from linvit.attention import (
     FocusedLinearAttention,
     KeyOnlyAttention,
     LinearAttention,
+    RankRestoredLinearAttention,
     SoftmaxAttention,
     StripeAttention,
     TokenAttention,
@@ -157,7 +158,13 @@ def _linear(module: LinearAttention, host: _Host, x: Tensor, grid_size: list[int
     phi = elu_plus_one if module.feature_map == "elu" else relu
     q, k = (_heads(phi(t), module.num_heads) for t in (q, k))
     name = "linear" if module.feature_map == "elu" else "relu"
-    return LinearLayer(name, q, k, v, grid=_grid(module, grid_size), prefix=module.num_prefix_tokens)
+    grid, prefix, local = _grid(module, grid_size), module.num_prefix_tokens, None
+    if isinstance(module, RankRestoredLinearAttention):
+        name = f"{name}_rank"
+        assert module.dwc.bias is not None
+        kernel = _up(module.dwc.weight.squeeze(1)).repeat(module.num_heads, 1, 1)
+        local = ConvolutionPart(kernel, _up(module.dwc.bias).repeat(module.num_heads), grid, prefix)
+    return LinearLayer(name, q, k, v, grid=grid, prefix=prefix, local=local)
 
 
 def _key_only(module: KeyOnlyAttention, host: _Host, x: Tensor, grid_size: list[int] | None = None) -> Layer:
@@ -302,6 +309,7 @@ def _timm_windows(grid: Tensor, block: Any) -> Tensor:
 VIEWS: dict[type[nn.Module], Callable[..., Layer | None]] = {
     FocusedLinearAttention: _focused,
     LinearAttention: _linear,
+    RankRestoredLinearAttention: _linear,
     KeyOnlyAttention: _key_only,
     SoftmaxAttention: _softmax,
     CareTokenMixer: _care,

@@ -4,7 +4,7 @@ from linvit.attention._common import TokenAttention
 from linvit.attention.care import CareTokenMixer, DualInteraction, StackedTokenMixer
 from linvit.attention.focused import FocusedLinearAttention
 from linvit.attention.key_only import INTERACTIONS, KeyOnlyAttention
-from linvit.attention.linear import LinearAttention
+from linvit.attention.linear import LinearAttention, RankRestoredLinearAttention
 from linvit.attention.mechanisms import MECHANISMS, build_attention
 from linvit.attention.softmax import SoftmaxAttention
 from linvit.attention.window import StripeAttention, WindowAttention
@@ -17,6 +17,7 @@ __all__ = [
     "FocusedLinearAttention",
     "KeyOnlyAttention",
     "LinearAttention",
+    "RankRestoredLinearAttention",
     "SoftmaxAttention",
     "StackedTokenMixer",
     "StripeAttention",

@@ -7,7 +7,7 @@ from typing import Any
 from linvit.attention._common import TokenAttention
 from linvit.attention.focused import FocusedLinearAttention
 from linvit.attention.key_only import KeyOnlyAttention
-from linvit.attention.linear import LinearAttention
+from linvit.attention.linear import LinearAttention, RankRestoredLinearAttention
 from linvit.attention.softmax import SoftmaxAttention
 
 __all__ = ["MECHANISMS", "build_attention"]
@@ -15,7 +15,9 @@ __all__ = ["MECHANISMS", "build_attention"]
 MECHANISMS: dict[str, Callable[..., TokenAttention]] = {
     "focused": FocusedLinearAttention,
     "linear": partial(LinearAttention, feature_map="elu"),
+    "linear_rank": partial(RankRestoredLinearAttention, feature_map="elu"),
     "relu": partial(LinearAttention, feature_map="relu"),
+    "relu_rank": partial(RankRestoredLinearAttention, feature_map="relu"),
     "key_only": KeyOnlyAttention,
     "softmax": SoftmaxAttention,
 }

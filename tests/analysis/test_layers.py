@@ -44,7 +44,7 @@ SMALL = {
     "timm_pvt_v2_pooled": ("pvt_v2_b2_li", {"depths": (1, 1, 1, 1)}, (64, 96)),
 }
 TIMM = ["vit_small_patch16_224", "deit_small_patch16_224", "swin_tiny_patch4_window7_224", "pvt_v2_b1"]
-CONVERTED = ["focused", "linear", "relu", "key_only", "softmax"]
+CONVERTED = ["focused", "linear", "linear_rank", "relu", "key_only", "softmax"]
 
 
 def build(name: str, arguments: dict[str, Any]) -> nn.Module:

@@ -10,6 +10,7 @@ from linvit.attention import (
     FocusedLinearAttention,
     KeyOnlyAttention,
     LinearAttention,
+    RankRestoredLinearAttention,
     SoftmaxAttention,
     StripeAttention,
     WindowAttention,
@@ -125,6 +126,24 @@ def test_linear_sibling(feature_map):
     q, k, v = (t.reshape(2, 20, HEADS, 4).transpose(1, 2) for t in module.qkv(x).chunk(3, dim=-1))
     expected = module.proj(linear_attention_reference(phi(q), phi(k), v).transpose(1, 2).flatten(2))
     torch.testing.assert_close(module(x, list(GRID)), expected)
+
+
+@pytest.mark.parametrize(("feature_map", "prefix"), [("elu", 0), ("relu", 2)])
+def test_rank_restored_sibling_adds_the_convolution_of_the_values_alone(feature_map, prefix):
+    module = awake(
+        RankRestoredLinearAttention(DIM, GRID, HEADS, feature_map=feature_map, num_prefix_tokens=prefix, kernel_size=3)
+    )
+    x = torch.cat((tokens(1, prefix), tokens(*GRID)), dim=1) if prefix else tokens(*GRID)
+    v = module.qkv(x).chunk(3, dim=-1)[2][:, prefix:]
+    maps = v.transpose(1, 2).reshape(2 * HEADS, DIM // HEADS, *GRID)
+    local = module.dwc(maps).reshape(2, DIM, -1).transpose(1, 2)
+    local = torch.cat((local.new_zeros(2, prefix, DIM), local), dim=1)
+    plain = LinearAttention(DIM, GRID, HEADS, feature_map=feature_map, num_prefix_tokens=prefix).to(x.dtype)
+    plain.load_state_dict(module.state_dict(), strict=False)
+    torch.testing.assert_close(module(x), plain(x) + F.linear(local, module.proj.weight))
+    assert torch.equal(module(x, list(GRID)), module(x))
+    with pytest.raises(ValueError, match="kernel_size must be odd, got 4"):
+        RankRestoredLinearAttention(DIM, GRID, HEADS, kernel_size=4)
 
 
 def test_softmax_sibling():
