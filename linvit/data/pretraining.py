@@ -45,7 +45,7 @@ class PretrainData(ClassificationData):
     """Images without classes, augmented for training and centre-cropped for validation.
 
     Folders are searched to any depth, and no folder's name is looked at, but for a root that holds nothing but
-    ``train`` and ``val``. Shards need no classes beside their images.
+    ``train`` and ``val``. Shards need no classes beside their images, Hugging Face sets no column of them.
 
     Args:
         root: Folder with images at any depth, or with tar files (shards), or what names these; null: the embedded

@@ -6,6 +6,7 @@ Every source is opened by index, so that order, augmentation and resuming are th
 import os
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +30,7 @@ from linvit.data.layouts import part_to_evaluate
 from linvit.data.parts import HELD_OUT, fingerprint, held_out
 from linvit.data.shards import Shards, are_shards, find_shards, listed_classes
 
-__all__ = ["Kind", "Source", "eval_dataset", "open_source", "warn_about"]
+__all__ = ["Kind", "Source", "Table", "column", "eval_dataset", "huggingface_splits", "open_source", "warn_about"]
 
 Kind = Literal["auto", "folder", "shards", "huggingface"]
 
@@ -154,63 +155,88 @@ class _ShardSource(Source):
         return Shards(self._held_out, self.classes, transform, strict)
 
 
-class _Table(ImageSet):
-    """A split of a Hugging Face data set."""
+class Table(ImageSet):
+    """A split of a Hugging Face data set.
 
-    def __init__(self, table: Any, classes: list[str], columns: tuple[str, str], name: str) -> None:
+    Args:
+        table: The split.
+        image: The column of the images.
+        name: What it is called in messages.
+        targets: Class of each image; None: its number.
+    """
+
+    def __init__(self, table: Any, image: str, name: str, targets: Sequence[int] | None = None) -> None:
         from datasets import Image as ImageFeature
 
-        image, label = columns
         self._table = table.cast_column(image, ImageFeature(decode=False))
         self._image = image
-        self.classes = classes
-        self.samples = [(f"{name}[{index}]", int(target)) for index, target in enumerate(table[label])]
+        self.classes = []
+        targets = range(len(table)) if targets is None else targets
+        self.samples = [(f"{name}[{index}]", int(target)) for index, target in enumerate(targets)]
         if any(target < 0 for _, target in self.samples):
             raise ValueError(f"{name} has images without a class")
 
     def load(self, index: int) -> Image.Image:
         """Return an image in mode RGB; raises UnreadableImage."""
-        found = self._table[index][self._image]
+        found = self.stored(index)
         path = found["path"] if found["bytes"] is None else self.samples[index][0]
         return load_image(path, found["bytes"], self.least_side)
+
+    def stored(self, index: int) -> dict[str, Any]:
+        """Return ``path`` and ``bytes`` of an image; ``bytes`` are None where the path is that of a file."""
+        return self._table[index][self._image]
+
+
+def huggingface_splits(root: str) -> Any:
+    """Open a data set saved by ``datasets.save_to_disk``, or a name on the hub; return its splits by name.
+
+    Raises:
+        OSError: There is none.
+    """
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError('Hugging Face data sets need: pip install "linvit[train]"') from error
+    try:
+        return datasets.load_from_disk(root) if Path(root).is_dir() else datasets.load_dataset(root)
+    except (OSError, datasets.exceptions.DatasetsError) as error:
+        raise FileNotFoundError(f"no Hugging Face data set at {root!r}: {error}") from error
+
+
+def column(features: Any, kind: str) -> str | None:
+    """Return the first column of a kind of feature of a Hugging Face data set ("Image", "ClassLabel")."""
+    return next((name for name, feature in features.items() if type(feature).__name__ == kind), None)
 
 
 class _HuggingFace(Source):
     """A data set saved by ``datasets.save_to_disk``, or a name on the hub, with an image column and a class column."""
 
     def __init__(self, root: str) -> None:
-        try:
-            import datasets
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError('Hugging Face data sets need: pip install "linvit[train]"') from error
-        try:
-            local = Path(root).is_dir()
-            splits: Any = datasets.load_from_disk(root) if local else datasets.load_dataset(root)
-        except (OSError, datasets.exceptions.DatasetsError) as error:
-            raise FileNotFoundError(f"no Hugging Face data set at {root!r}: {error}") from error
+        splits = huggingface_splits(root)
         held_out = next((name for name in EVAL_FOLDERS if name in splits), None)
         if held_out is None:
             raise ValueError(f"{root} has the splits {', '.join(splits)}; expected train, and validation or test")
         features = splits[held_out].features
-        image = next((name for name, kind in features.items() if isinstance(kind, datasets.Image)), None)
-        label = next((name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)), None)
+        image, label = column(features, "Image"), column(features, "ClassLabel")
         if image is None or label is None:
             raise ValueError(f"{root} has the columns {', '.join(features)}; expected an image and a class label")
         self.classes = list(features[label].names)
         self._root, self._columns = root, (image, label)
         self._splits, self._name = splits, held_out
 
-    def _open(self, name: str, transform: Transform | None, strict: bool) -> _Table:
+    def _open(self, name: str, transform: Transform | None, strict: bool) -> Table:
         if name not in self._splits:
             raise ValueError(f"{self._root} has the splits {', '.join(self._splits)}; expected {name}, too")
-        table = _Table(self._splits[name], self.classes, self._columns, f"{self._root}/{name}")
+        image, label = self._columns
+        table = Table(self._splits[name], image, f"{self._root}/{name}", self._splits[name][label])
+        table.classes = self.classes
         table.transform, table.strict, table.replace_unreadable = transform, strict, name == "train"
         return table
 
-    def train(self, transform: Transform | None, strict: bool) -> _Table:
+    def train(self, transform: Transform | None, strict: bool) -> Table:
         return self._open("train", transform, strict)
 
-    def held_out(self, transform: Transform | None, strict: bool) -> _Table:
+    def held_out(self, transform: Transform | None, strict: bool) -> Table:
         return self._open(self._name, transform, strict)
 
 

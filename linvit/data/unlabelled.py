@@ -1,23 +1,28 @@
-"""Images without classes, wherever they lie: folders of any depth, tar shards, the embedded digits."""
+"""Images without classes, wherever they lie: folders of any depth, shards, Hugging Face sets, the embedded digits."""
 
 import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from linvit.data.datasets import EVAL_FOLDERS, ImageSet, Mnist5k, Transform
 from linvit.data.images import images_below, load_image
-from linvit.data.parts import held_out
+from linvit.data.loading import progress
+from linvit.data.parts import fingerprint, held_out
 from linvit.data.shards import Shards, are_shards, find_shards
-from linvit.data.sources import Kind, Source
+from linvit.data.sources import Kind, Source, Table, column, huggingface_splits
 
 __all__ = ["Photos", "open_unlabelled"]
 
 T = TypeVar("T")
+S = TypeVar("S", bound=ImageSet)
+
+SAVED = ("dataset_dict.json", "dataset_info.json")
+"""Files that ``datasets.save_to_disk`` leaves, beside splits and beside a single one."""
 
 PARTS = {"train", *EVAL_FOLDERS}
 
@@ -55,9 +60,10 @@ def open_unlabelled(kind: Kind, root: str | None, val_share: float, val_root: st
 
     Args:
         kind: What is at ``root``; "auto" tells folders and shards apart.
-        root: A folder whose images lie at any depth; a folder with shards, or a pattern that names them; None for the
-            embedded digits. A folder that holds nothing but ``train`` and ``val`` (``validation``, ``test``), or shards
-            of these names, is split already.
+        root: A folder whose images lie at any depth; a folder with shards, or a pattern that names them; a Hugging Face
+            data set, saved or on the hub (kind "huggingface"); None for the embedded digits. A folder that holds
+            nothing but ``train`` and ``val`` (``validation``, ``test``), or shards or splits of these names, is split
+            already.
         val_share: Share of the images to hold out where they are not split; copies of an image stay together.
         val_root: The held-out shards, where ``root`` does not hold them.
 
@@ -66,12 +72,13 @@ def open_unlabelled(kind: Kind, root: str | None, val_share: float, val_root: st
         ValueError: There are no images, or too few to hold some out.
     """
     shards = root is not None and (kind == "shards" or (kind == "auto" and _are_shards(root)))
-    if kind == "huggingface":
-        raise ValueError("source huggingface has classes: images without classes come from folders and shards")
+    saved = root is not None and kind == "auto" and any((Path(root) / name).is_file() for name in SAVED)
     if val_root is not None and not shards:
         raise ValueError(f"val_root {val_root!r} is for shards, not for {root or 'the embedded digits'}")
     if root is None:
         return _Digits()
+    if kind == "huggingface" or saved:
+        return _UnlabelledTables(root, val_share)
     return _UnlabelledShards(root, val_root, val_share) if shards else _Folder(Path(root), val_share)
 
 
@@ -145,9 +152,49 @@ class _UnlabelledShards(Source):
         return _prepared(self._parts[1], transform, strict, False)
 
 
-def _prepared(shards: Shards, transform: Transform | None, strict: bool, replace: bool) -> Shards:
-    shards.transform, shards.strict, shards.replace_unreadable = transform, strict, replace
-    return shards
+class _UnlabelledTables(Source):
+    """Splits of a Hugging Face data set with an image column; of a single one, some images are held out."""
+
+    def __init__(self, root: str, val_share: float) -> None:
+        self.classes = []
+        self._root = root
+        found = huggingface_splits(root)
+        splits = found if isinstance(found, dict) else {"train": found}
+        hold = next((name for name in EVAL_FOLDERS if name in splits), None)
+        if "train" not in splits:
+            raise ValueError(f"{root} has the splits {', '.join(splits)}; expected train")
+        if hold is not None:
+            self._parts = self._table(splits["train"], "train"), self._table(splits[hold], hold)
+            return
+        whole = splits["train"]
+        table = self._table(whole, "train")
+        keys = [_key(table.stored(index)) for index in progress(range(len(table)), len(table), "splitting")]
+        names = [name for name, _ in table.samples]
+        train, rest = _split(range(len(table)), held_out(names, val_share, keys=keys), root)
+        self._parts = self._table(whole.select(train), "train"), self._table(whole.select(rest), "held out of train")
+
+    def _table(self, table: Any, name: str) -> Table:
+        image = column(table.features, "Image")
+        if image is None:
+            raise ValueError(f"{self._root} has the columns {', '.join(table.features)}; expected an image")
+        return Table(table, image, f"{self._root}/{name}")
+
+    def train(self, transform: Transform | None, strict: bool) -> Table:
+        return _prepared(self._parts[0], transform, strict, True)
+
+    def held_out(self, transform: Transform | None, strict: bool) -> Table:
+        return _prepared(self._parts[1], transform, strict, False)
+
+
+def _key(stored: dict[str, Any]) -> str:
+    """Return what tells an image from others: a digest of its bytes."""
+    content = stored["bytes"]
+    return fingerprint(stored["path"]) if content is None else hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _prepared(images: S, transform: Transform | None, strict: bool, replace: bool) -> S:
+    images.transform, images.strict, images.replace_unreadable = transform, strict, replace
+    return images
 
 
 def _are_shards(root: str) -> bool:

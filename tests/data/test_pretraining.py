@@ -4,6 +4,7 @@ import io
 import tarfile
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -128,6 +129,32 @@ def test_views_come_again(tmp_path: Path) -> None:
     assert not any(torch.equal(seen[0][number], seen[1][number]) for number in seen[0])
 
 
+@pytest.mark.parametrize("splits", [("train",), ("train", "validation")])
+def test_hugging_face_tables_need_no_classes(tmp_path: Path, splits: tuple[str, ...]) -> None:
+    for level in range(8):
+        photo(tmp_path / "photos" / f"{level}.png", level)
+    paths = sorted(map(str, (tmp_path / "photos").iterdir()))
+    paths.append(paths[0])  # a copy, which stays with its original
+    images = datasets.Features({"picture": datasets.Image()})
+    tables = {name: datasets.Dataset.from_dict({"picture": paths}, features=images) for name in splits}
+    found = tables["train"] if len(splits) == 1 else datasets.DatasetDict(tables)
+    found.save_to_disk(tmp_path / "table")
+    data = PretrainData(str(tmp_path / "table"), val_share=0.25, img_size=16, batch_size=2, workers=0)
+    data.setup("fit")
+    held_out = [number for batch in data.val_dataloader() for number in batch["target"].tolist()]
+    if len(splits) == 2:
+        assert (len(data.train_set), len(held_out)) == (9, 9)
+    else:
+        assert len(data.train_set) + len(held_out) == 9
+        assert 2 <= len(held_out) <= 3
+    assert data.classes == []
+    assert [data.train_set[number]["target"] for number in range(3)] == [0, 1, 2]
+    text = datasets.Dataset.from_dict({"text": ["a", "b"]})
+    text.save_to_disk(tmp_path / "text")
+    with pytest.raises(ValueError, match="has the columns text; expected an image"):
+        PretrainData(str(tmp_path / "text"))._source  # noqa: B018
+
+
 def test_crops_are_made_at_the_larger_size(tmp_path: Path) -> None:
     for level in range(4):
         photo(tmp_path / f"{level}.png", level)
@@ -144,7 +171,7 @@ def test_crops_are_made_at_the_larger_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "error"),
     [({"views": 0}, "views must be 1 or more"), ({"val_root": "x"}, "val_root 'x' is for shards"),
-     ({"batch_size": 99}, "batch_size must be at most 3"), ({"source": "huggingface"}, "come from folders and shards")],
+     ({"batch_size": 99}, "batch_size must be at most 3")],
 )  # fmt: skip
 def test_wrong_settings_are_named(tmp_path: Path, settings: dict, error: str) -> None:
     for level in range(4):
