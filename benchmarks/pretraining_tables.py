@@ -49,7 +49,7 @@ def pretraining_features() -> str:
         [
             ["teacher (trained on ImageNet's labels)", spread([teacher.raw["knn"]]), spread([teacher.raw["top1"]]), ""],
             [
-                f"student, no labels ({len(students)} seeds)",
+                f"student, no labels ({len(students)} seed{'s' if len(students) > 1 else ''})",
                 spread([raw["knn"] for raw in students]),
                 "",
                 spread([raw["explained"] for raw in students]),
