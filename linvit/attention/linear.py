@@ -69,7 +69,7 @@ class RankRestoredLinearAttention(LinearAttention):
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
         head_dim = self.proj.in_features // self.num_heads
-        dd = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
+        dd: dict[str, Any] = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
         self.dwc = nn.Conv2d(head_dim, head_dim, kernel_size, padding=kernel_size // 2, groups=head_dim, **dd)
 
     def forward(self, x: torch.Tensor, grid_size: list[int] | None = None) -> torch.Tensor:
