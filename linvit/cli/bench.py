@@ -14,6 +14,7 @@ from linvit.catalogue import PUBLISHED_TOP1
 from linvit.cli.common import Parser, image_size, print_json, print_rows, progress
 from linvit.deploy.export import BOUNDS
 from linvit.files import atomic_write, check_output
+from linvit.inference.base import find_device
 
 FUSED = {"yes": (True,), "no": (False,), "both": (False, True)}
 
@@ -114,6 +115,7 @@ def _parse(argv: Sequence[str]) -> Any:
             raise ValueError(f"--batch-size: a file for {format.title} takes one image; leave it out, or {name}")
     check_output(args.out, folder=True)
     _accuracies(args.top1)
+    args.device = str(find_device(args.device))
     return args
 
 

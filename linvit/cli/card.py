@@ -21,7 +21,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
     out = args.out or args.run / CARD
-    check_output(out)
+    check_output(args.out)
     text = model_card(args.run, args.repo, args.license)
     if out.exists() and not args.force:
         raise ValueError(f"{out} is there already: --force replaces it")

@@ -33,13 +33,17 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--threads", type=at_least(1), default=1, metavar="N", help="threads of a run on a CPU (1)")
     parser.add_argument("--list", action="store_true", help="print the arms' settings and train nothing")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    arguments, settings = _split(argv)
+    arguments, changes = _split(argv)
     args = parser.parse_args(arguments)
-    study = read_study(args.study, settings)
+    study = read_study(args.study, changes)
     if args.seeds:
         study = replace(study, seeds=tuple(args.seeds))
     if args.list:
-        print(yaml.safe_dump({arm: study.bench.get(arm) or study.settings(arm) for arm in study.arms}, sort_keys=False))
+        settings = {arm: study.bench.get(arm) or study.settings(arm) for arm in study.arms}
+        if args.json:
+            print_json(settings)
+        else:
+            print(yaml.safe_dump(settings, sort_keys=False))
         return 0
     out = args.out or Path("studies", study.name)
     check_output(out, folder=True)

@@ -38,6 +38,7 @@ def test_json_and_no_chart_of_accuracies_that_nobody_knows(linvit_command, run_f
             "--runtime must be of eager, compiled, executorch, litert, onnxruntime, openvino, got",
         ),
         (["--img-size", "0"], "argument --img-size: must be PIXELS or HEIGHTxWIDTH, got '0'"),
+        (["--device", "xyz"], "device 'xyz' is not here: give auto, cpu, or an accelerator that torch finds"),
         (["--rounds", "0"], "--rounds must be at least 1, got 0"),
         (["--precision", "int4"], "--precision must be of float32, float16, bfloat16, int8, got 'int4'"),
         (["--top1", "care_s0"], "--top1 must be NAME=PERCENT, got 'care_s0'"),

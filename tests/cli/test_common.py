@@ -43,3 +43,26 @@ def test_digit_scenes_have_two_parts() -> None:
         check_part(split)
     with pytest.raises(ValueError, match="digit-scenes has no part 'test'; its parts: train, val"):
         check_part("test")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["models", "*s0"],
+        ["recipes", "demo"],
+        ["study", "mechanism_small", "--list"],
+        ["predict", "MODEL", "PHOTOS/val/ant"],
+        ["eval", "MODEL", "PHOTOS", "--workers", "0"],
+        ["eval", "MODEL", "PHOTOS", "--workers", "0", "--against", "MODEL/model.safetensors"],
+        ["export", "MODEL", "--to", "torch", "--images", "PHOTOS/val/ant", "--out", "OUT/m.pt2"],
+        ["bench", "MODEL", "--img-size", "32", "--rounds", "1", "--warmup", "0", "--no-memory"],
+        ["inspect", "MODEL", "PHOTOS/val/ant/0.png", "--out", "OUT/seen"],
+        ["card", "MODEL", "--out", "OUT/card.md"],
+    ],
+)
+def test_json_is_all_that_is_printed(linvit_command, run_folder, photos, tmp_path, command) -> None:
+    for name, path in (("MODEL", run_folder), ("PHOTOS", photos), ("OUT", tmp_path)):
+        command = [str(path) + word.removeprefix(name) if word.startswith(name) else word for word in command]
+    said = linvit_command(*command, "--json")
+    assert said.code == 0, said.err
+    assert said.json
