@@ -8,6 +8,7 @@ what stands there equal to what the records give.
 
 import re
 import statistics
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -314,6 +315,17 @@ def kernel_binaries() -> str:
     return markdown(head, rows)
 
 
+def timm_tests() -> str:
+    counts: dict[str, Counter[str]] = {}
+    for cell in record("timm_tests").cells:
+        counts.setdefault(cell.of["test"], Counter())[cell.raw["outcome"]] += 1
+    total: Counter[str] = sum(counts.values(), Counter())
+    kinds = ("passed", "failed", "skipped")
+    head = f"test, on {len(values('timm_tests', 'model'))} models"
+    rows = [[f"`{test}`", *(count[kind] for kind in kinds)] for test, count in sorted(counts.items())]
+    return markdown([head, *kinds], [*rows, ["all", *(total[kind] for kind in kinds)]])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
@@ -336,6 +348,7 @@ TABLES: dict[str, Callable[[], str]] = {
         loading,
         *pretraining_tables.TABLES,
         study_cost,
+        timm_tests,
     )
 }
 for page in (evidence.care, evidence.flatten, evidence.linglo, evidence.ours):
