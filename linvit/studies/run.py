@@ -175,7 +175,9 @@ def _cell(study: Study, out: Path, arm: str, seed: int, threads: int, gpu: int) 
             given = [f"--{key}={value}" for key, value in options.items()]
             data = (study.base.get("data") or {}).get("root") or "mnist5k"
             said = _linvit(["eval", str(folder), str(data), *given, "--json"], log, environment, lock)
-            evaluations[" ".join(given)] = json.loads(said)
+            found = json.loads(said)
+            # Where run and data lie is nobody's concern.
+            evaluations[" ".join(given)] = {key: found[key] for key in found if key not in ("model", "data")}
     raw = _result(folder, study.metric) | {"processor_seconds": _spent(log)}
     return raw | ({"evaluations": evaluations} if evaluations else {})
 
