@@ -27,6 +27,7 @@ from linvit.files import atomic_write
 from linvit.heads import DenseModel, build
 from linvit.linearization import Described, describe, rebuild
 from linvit.models import list_models
+from linvit.registry import load_quantization
 from linvit.weights import SUFFIXES, Fit, as_tuple, compare, prepare_state_dict, read_state_dict
 from linvit.weights.description import CONFIG_NAME, read_description
 from linvit.weights.hub import WEIGHTS_FILES, check_reachable, create_pretrained
@@ -35,7 +36,7 @@ from linvit.weights.packaged import PACKAGED, load_packaged
 __all__ = ["class_names", "conversion", "is_registered", "load_checkpoint", "load_model", "save_model", "task_of"]
 
 WEIGHTS_NAME = "model.safetensors"
-CONVERSION = "linearize"
+CONVERSION, QUANTIZATION = "linearize", "quantize"
 CLASSIFY = "classify"
 
 
@@ -163,6 +164,8 @@ def _from_folder(folder: Path) -> nn.Module:
             model = timm.create_model(f"local-dir:{folder}")
             if CONVERSION in described:
                 model = rebuild(model, described[CONVERSION])
+            if QUANTIZATION in described:
+                model = load_quantization()(model, described[QUANTIZATION])
     except Exception as error:  # the arguments come from a file, and models raise whatever they like about them
         raise ValueError(f"{folder / CONFIG_NAME} describes no model that can be built: {first_line(error)}") from error
     fit = compare(state_dict, model)
@@ -177,7 +180,7 @@ def _from_folder(folder: Path) -> nn.Module:
 
 def _from_hub(spec: str) -> nn.Module:
     folder = _hub_folder(spec)
-    if not {"task", CONVERSION} & read_description(folder).keys():
+    if not {"task", CONVERSION, QUANTIZATION} & read_description(folder).keys():
         check_reachable(spec, spec.removeprefix("hf-hub:"), WEIGHTS_FILES)
         return timm.create_model(spec, pretrained=True)
     _fetch(spec, WEIGHTS_NAME)  # into the same folder
@@ -284,6 +287,8 @@ def save_model(
             new_config.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
         else:
             extra = {"label_names": list(classes), "metrics": metrics, CONVERSION: describe(model)}
+            if hasattr(model, "converted"):
+                extra[QUANTIZATION] = {"img_size": list(model.img_size)}  # type: ignore[arg-type]
             extra = {name: value for name, value in extra.items() if value}
             save_config_for_hf(model, str(new_config), model_config=extra, data_config=input_config)
             described = json.loads(new_config.read_text(encoding="utf-8"))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from linvit.inference.base import Predictor, Report
     from linvit.tasks.base import VisionTask
 
-__all__ = ["TASKS", "Link", "Task"]
+__all__ = ["TASKS", "Link", "Task", "load_quantization"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,11 @@ def _resolved(name: str | None, title: str) -> Any:
     return pkgutil.resolve_name(name)
 
 
+def load_quantization() -> Callable[..., Any]:
+    """Import what rebuilds a model that was trained in 8 bits from its description."""
+    return pkgutil.resolve_name("linvit.deploy.quantization:rebuild")
+
+
 def _has_masks(name: str) -> bool:
     return name == "mask_rcnn"
 
@@ -121,6 +126,11 @@ _CLASSIFY = Task(
 TASKS = {
     "classify": _CLASSIFY,
     "linearize": replace(_CLASSIFY, training="linvit.tasks.linearize:LinearizeTask"),
+    "quantize": replace(
+        _CLASSIFY,
+        training="linvit.tasks.quantize:QuantizeTask",
+        links=(Link("data.img_size", "model.img_size"),),
+    ),
     "pretrain": replace(
         _CLASSIFY,
         training="linvit.tasks.pretrain:PretrainTask",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from linvit.checkpoints import is_registered, load_model
 from linvit.deploy.export import compare
 from linvit.deploy.formats import FORMATS, Format
-from linvit.deploy.job import DTYPES, Job, Run, make_job
+from linvit.deploy.job import DTYPES, INTEGER, Job, Run, make_job
 
 __all__ = ["RUNTIMES", "Contender", "channels_of", "error_of", "images_of", "model_of"]
 
@@ -73,7 +73,7 @@ class Contender:
     def job(self) -> Job:
         """Make the model ready."""
         model = model_of(self.model, self.size)
-        calibration = images_of(8, channels_of(model), self.size) if self.precision == "int8" else None
+        calibration = images_of(8, channels_of(model), self.size) if self.precision in INTEGER else None
         if self.format is not None:
             return self.format.job(model, self.precision, img_size=self.size, fused=self.fused, calibration=calibration)
         if self.precision not in DTYPES:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -113,6 +114,8 @@ def _parse(argv: Sequence[str]) -> Any:
         format = RUNTIMES[name]
         if args.batch_size and format is not None and not format.any_batch:
             raise ValueError(f"--batch-size: a file for {format.title} takes one image; leave it out, or {name}")
+        if args.threads is not None and format is not None and not format.any_threads:
+            print(f"{format.title} takes the threads of its process, not --threads: see taskset", file=sys.stderr)
     check_output(args.out, folder=True)
     _accuracies(args.top1)
     args.device = str(find_device(args.device))

@@ -1,5 +1,6 @@
 """``linvit export MODEL --to FORMAT``: write a model for deployment, and prove that the file computes the same."""
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,21 +10,26 @@ import torch
 from PIL import Image
 
 from linvit.checkpoints import class_names, load_model, task_of
-from linvit.cli.common import Parser, image_size, positive, print_facts, print_json
+from linvit.cli.common import Parser, image_size, positive, print_facts, print_json, print_rows, progress
 from linvit.data.datasets import Mnist5k
 from linvit.data.digit_scenes import DigitScenes
 from linvit.data.images import find_images, load_image
 from linvit.data.preprocessing import transform_for
-from linvit.deploy import FORMATS, export_model, find_format
+from linvit.deploy import FORMATS, export_model, find_format, fuse, is_fused
 from linvit.deploy.export import BOUNDS
 from linvit.deploy.formats import Format
-from linvit.deploy.job import input_config
+from linvit.deploy.job import INTEGER, input_config
+from linvit.deploy.quantization import Loss, QuantizedModel, sensitivity
 from linvit.files import check_output
+from linvit.heads import DenseModel
 from linvit.inference.base import check_finite
 
 DIGITS = "mnist5k"
-COMPARED, CALIBRATION = 100, 300
+COMPARED, CALIBRATION, SENSITIVE = 100, 300, 32
 """Most images of each kind; more say little more."""
+
+WORST = 15
+"""Layers that a person is told of."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -42,19 +48,20 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--no-fuse", action="store_true", help="export the trained graph as it is")
     help = f"images to compare on; {DIGITS} for embedded digits ({DIGITS})"
     parser.add_argument("--images", nargs="+", default=[DIGITS], metavar="IMAGE", help=help)
-    help = f"images that set the ranges of int8, some hundreds of your own; or {DIGITS}"
+    help = f"images that set the ranges in 8 bits, some hundreds of your own; or {DIGITS}"
     parser.add_argument("--calibration", nargs="+", metavar="IMAGE", help=help)
+    help = "tell which layers lose the agreement in 8 bits, each measured alone (the worst 15; all with --json)"
+    parser.add_argument("--sensitivity", action="store_true", help=help)
     parser.add_argument("--bound", type=positive, help="largest error allowed, relative to the largest output")
     args = parser.parse_args(argv)
     if args.to not in FORMATS:
         raise ValueError(f"--to must be one of {', '.join(FORMATS)}, got {args.to!r}")
     if args.precision not in BOUNDS:
         raise ValueError(f"--precision must be one of {', '.join(BOUNDS)}, got {args.precision!r}")
-    if args.precision == "int8" and not args.calibration:
-        raise ValueError("--precision int8 needs --calibration IMAGE..., images like those that the model will see")
     format = find_format(args.to)
     check_output(args.out.parent if args.out else None, folder=True)
     model = load_model(args.model, args.untrained)
+    _check_integer(args, model)
     check_finite(model)
     config = input_config(model, args.img_size, args.dynamic_size)
     folder = Path(args.model) if Path(args.model).is_dir() else Path()
@@ -63,11 +70,10 @@ def run(argv: Sequence[str]) -> int:
     # No file has such channels, and noise shows as well whether two graphs compute the same.
     noise = config["input_size"][0] not in (1, 3) and args.images == [DIGITS]
 
-    def pixels(names: list[str], most: int) -> torch.Tensor:
+    def pixels(names: list[str], most: int, raw: bool = args.with_preprocessing) -> torch.Tensor:
         if noise and names is args.images:
-            return _noise(most, config, args.with_preprocessing)
-        images = _images(names, most, scenes=task_of(args.model) in ("detect", "segment"))
-        return _pixels(images, config, args.with_preprocessing)
+            return _noise(most, config, raw)
+        return _pixels(_images(names, most, scenes=task_of(args.model) in ("detect", "segment")), config, raw)
 
     export = export_model(
         model,
@@ -81,7 +87,7 @@ def run(argv: Sequence[str]) -> int:
         features=args.features,
         preprocessing=args.with_preprocessing,
         dynamic_size=args.dynamic_size,
-        calibration=pixels(args.calibration, most=CALIBRATION) if args.precision == "int8" else None,
+        calibration=pixels(args.calibration, most=CALIBRATION) if args.calibration else None,
         classes=class_names(model),
     )
     record = {
@@ -95,11 +101,41 @@ def run(argv: Sequence[str]) -> int:
         **(asdict(export.check) if export.check else {"images": 0}),
         "noise": noise,
     }
+    losses = []
+    if args.sensitivity:
+        losses = _sensitivity(
+            model, pixels(args.images, SENSITIVE, False), pixels(args.calibration, CALIBRATION, False)
+        )
+        record["sensitivity"] = [asdict(loss) for loss in losses]
     if args.json:
         print_json(record)
-    else:
-        print_facts(_words(record, format))
+        return 0
+    print_facts(_words(record, format))
+    if losses:
+        worst = sorted(losses, key=lambda loss: (loss.top1_agreement, -loss.error))[:WORST]
+        rows = [
+            {"layer": x.layer, "largest error": f"{x.error:.1e}", "same top-1": f"{x.top1_agreement:.0%}"}
+            for x in worst
+        ]
+        print_rows(rows, f"the worst of {len(losses)} layers, each alone in 8 bits")
     return 0
+
+
+def _check_integer(args: argparse.Namespace, model: torch.nn.Module) -> None:
+    """Raise a ValueError where 8 bits are asked for and something for them is missing."""
+    is_trained = isinstance(model, QuantizedModel)
+    needs = args.precision in INTEGER and not is_trained
+    if (needs or args.sensitivity) and not args.calibration:
+        what = "--sensitivity" if args.sensitivity else f"--precision {args.precision}"
+        raise ValueError(f"{what} needs --calibration IMAGE..., images like those that the model will see")
+    if args.sensitivity and (is_trained or isinstance(model, DenseModel) or args.features or args.dynamic_size):
+        raise ValueError("--sensitivity is for classifiers of one size that were not trained in 8 bits")
+
+
+def _sensitivity(model: torch.nn.Module, images: torch.Tensor, calibration: torch.Tensor) -> list[Loss]:
+    fused = model if is_fused(model) else fuse(model)
+    layers, found = sensitivity(fused, images, calibration)
+    return list(progress(found, layers, "layers in 8 bits"))
 
 
 def _formats() -> str:

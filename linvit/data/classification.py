@@ -114,6 +114,7 @@ class ClassificationData(VisionData):
         self.repeats = repeats
         self.seed = seed
         # What keeps the smallest random crop as large as it is to become.
+        self.img_size = img_size
         self._least_side = math.ceil(img_size / math.sqrt(scale[0] * min(ratio[0], 1 / ratio[1])))
         self._input: dict[str, Any] = {
             "input_size": (3, img_size, img_size),

@@ -15,10 +15,11 @@ from linvit.deploy.job import JobOptions, Run
 
 __all__ = ["BOUNDS", "Check", "Export", "compare", "export_model"]
 
-BOUNDS = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "int8": 0.25}
+BOUNDS = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "int8": 0.25, "int8-full": 0.5}
 """Largest error relative to the largest output that an export may have, by precision.
 
-Another order of summation stays far below the first. The last is for logits of trained models: look at the agreement.
+Another order of summation stays far below the first. The last two are for logits of trained models: look at the
+agreement.
 """
 
 
@@ -68,7 +69,7 @@ def export_model(
         path: The file (or, where a format is one, folder) to write; what a format writes beside it has its name.
         format: A name in :data:`linvit.deploy.FORMATS`.
         images: What to compare on, as the exported model takes them.
-        precision: "float32", "float16", "bfloat16" or "int8", as far as the format has it.
+        precision: "float32", "float16", "bfloat16", "int8" or "int8-full", as far as the format has it.
         bound: Largest error relative to the largest output; None takes :data:`BOUNDS`.
         **options: As for :func:`linvit.deploy.job.make_job`.
 

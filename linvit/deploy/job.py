@@ -18,12 +18,27 @@ from torch.export import Dim, ExportedProgram
 from linvit.attention import StripeAttention, WindowAttention
 from linvit.deploy.fusion import FusedModel, fuse, is_fused, separate_groups
 from linvit.deploy.fusion.attention import FusedStripeAttention, FusedWindowAttention
+from linvit.deploy.quantization.model import QuantizedModel, calibrate, converted, fake_quantized
 from linvit.heads import DenseModel
 from linvit.registry import TASKS
 
-__all__ = ["DTYPES", "Features", "Job", "JobOptions", "Run", "WithPreprocessing", "input_config", "make_job", "quiet"]
+__all__ = [
+    "DTYPES",
+    "INTEGER",
+    "Features",
+    "Job",
+    "JobOptions",
+    "Run",
+    "WithPreprocessing",
+    "input_config",
+    "make_job",
+    "quiet",
+]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+INTEGER = ("int8", "int8-full")
+"""Dense layers in 8 bits and the rest in float32, or everything in 8 bits."""
 
 TILE = 32
 """Sides of an export for any size are multiples of it."""
@@ -41,7 +56,7 @@ class Job:
         reference: The model as it is, in float32, with the same inputs and outputs.
         example: Images of the native size.
         outputs: Names of what it returns.
-        precision: "float32", "float16", "bfloat16" or "int8".
+        precision: "float32", "float16", "bfloat16", "int8" or "int8-full".
         dynamic_size: Heights and widths in multiples of 32 are open, besides the batch.
         calibration: Images ``[B, ...]`` for int8.
         metadata: Texts to keep with the file.
@@ -163,23 +178,29 @@ def make_job(
     Args:
         model: A model of linvit or timm, or a network of :mod:`linvit.heads`; it stays as it is.
         img_size: Height and width in pixels; None takes the model's.
-        precision: "float32", "float16", "bfloat16" or "int8".
+        precision: "float32", "float16", "bfloat16", "int8" or "int8-full".
         fused: Apply :func:`linvit.deploy.fuse`.
         separate: Keep CARE's channel groups separate tensors where they are wide; a fused model alone can.
         features: Export the stages' maps instead of the classifier; of a detector, the pyramid's.
         preprocessing: Take ``uint8`` images ``[B, H, W, 3]`` and return probabilities.
         dynamic_size: Take any height and width that is a multiple of 32.
-        calibration: Images as the exported model takes them, for int8.
+        calibration: Images as the exported model takes them, for int8; a model that was trained for int8-full has no
+            use for them.
         classes: Names of the classes, for the metadata.
 
     Raises:
         ValueError: The model's size cannot be dynamic or is not known, int8 has nothing to calibrate with, or a
             detector cannot be exported.
     """
-    if precision not in (*DTYPES, "int8"):
-        raise ValueError(f"precision must be one of {', '.join(DTYPES)}, int8, got {precision!r}")
-    if precision == "int8" and calibration is None:
-        raise ValueError("precision int8 needs calibration images: give --calibration IMAGE...")
+    if precision not in (*DTYPES, *INTEGER):
+        raise ValueError(f"precision must be one of {', '.join((*DTYPES, *INTEGER))}, got {precision!r}")
+    is_trained = isinstance(model, QuantizedModel)
+    if is_trained and (precision != "int8-full" or features or dynamic_size):
+        raise ValueError("the model was trained in 8 bits: export its logits, at its size, with --precision int8-full")
+    if precision in INTEGER and calibration is None and not is_trained:
+        raise ValueError(f"precision {precision} needs calibration images: give --calibration IMAGE...")
+    if precision == "int8-full" and dynamic_size:
+        raise ValueError("precision int8-full is for images of one size: leave out --dynamic-size")
     config = input_config(model, img_size, dynamic_size)
     channels, height, width = config["input_size"]
     if isinstance(model, DenseModel) and (height % TILE or width % TILE):
@@ -188,7 +209,7 @@ def make_job(
         _check_any_size(model, features)
     # ExecuTorch does not lower weights in channels-last.
     trained = copy.deepcopy(model).cpu().float().eval().to(memory_format=torch.contiguous_format)
-    prepared = fuse(trained) if fused and not is_fused(trained) else copy.deepcopy(trained)
+    prepared = fuse(trained) if fused and not is_fused(trained) and not is_trained else copy.deepcopy(trained)
     if separate and is_fused(prepared):
         prepared = separate_groups(prepared)
     prepared, outputs = _body(prepared, features)
@@ -198,6 +219,8 @@ def make_job(
     if precision in ("float16", "bfloat16"):
         prepared = _InPrecision(prepared, DTYPES[precision])
     example = torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(0))
+    if precision == "int8-full":
+        prepared = _in_8_bits(prepared, example, calibration, config if preprocessing else None)
     if preprocessing:
         softmax = outputs == ("logits",)
         outputs = ("probabilities",) if softmax else outputs
@@ -216,6 +239,18 @@ def make_job(
     if classes is not None and not features:
         metadata["classes"] = json.dumps(list(classes))
     return Job(prepared.eval(), reference, example, outputs, precision, dynamic_size, calibration, metadata)
+
+
+def _in_8_bits(model: nn.Module, example: Tensor, calibration: Tensor | None, config: dict[str, Any] | None) -> Any:
+    """Return a model as a graph in 8 bits; ``config`` says how to normalise images that are as a camera gives them."""
+    if isinstance(model, QuantizedModel):
+        return model.converted()
+    assert calibration is not None
+    if config is not None:
+        calibration = WithPreprocessing(nn.Identity(), config["mean"], config["std"], softmax=False)(calibration)
+    graph = fake_quantized(model, example)
+    calibrate(graph, calibration)
+    return converted(graph)
 
 
 def input_config(

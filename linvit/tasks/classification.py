@@ -96,7 +96,7 @@ class ClassificationTask(VisionTask):
         for key, value in {"mixup_prob": mixup_prob, "mixup_switch_prob": mixup_switch_prob}.items():
             require(0 <= value <= 1, key, value, "from 0 to 1")
         require(0 <= smoothing < 1, "smoothing", smoothing, "from 0 to below 1")
-        self.model = create_network(name, num_classes, pretrained, model_args or {})
+        self.model = self.build(name, num_classes, pretrained, model_args or {})
         if channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.mixing = (
@@ -119,6 +119,10 @@ class ClassificationTask(VisionTask):
             else None
         )
         self.confusion: Tensor | None = None
+
+    def build(self, name: str, num_classes: int, pretrained: bool | str, model_args: dict[str, Any]) -> nn.Module:
+        """Build the network to train."""
+        return create_network(name, num_classes, pretrained, model_args)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits ``[B, num_classes]`` of images ``[B, 3, H, W]``."""

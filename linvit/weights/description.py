@@ -48,6 +48,15 @@ SIZE = Kind(
     lambda value: _is_list(value, lambda each: _is_int(each, 1), 3) and len(value) == 3,
     "three whole numbers: channels, height, width",
 )
+SIDES = Kind(
+    lambda value: (
+        isinstance(value, dict)
+        and value.keys() == {"img_size"}
+        and _is_list(value["img_size"], lambda each: _is_int(each, 1), 2)
+        and len(value["img_size"]) == 2
+    ),
+    "an object with img_size: height and width",
+)
 VALUES = Kind(lambda value: _is_list(value, lambda each: _is_int(each, 0, 65535)), "a list of mask values")
 ROWS = Kind(
     lambda value: _is_list(
@@ -96,6 +105,7 @@ CLASSIFIER = {
     "pretrained_cfg": OBJECT,
     "metrics": _or_null(OBJECT),
     "linearize": ROWS,
+    "quantize": SIDES,
 }
 
 NETWORK = {

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from linvit.cli.bench import _parse
+
 ARGS = ("--rounds", "3", "--warmup", "1", "--no-memory", "--img-size", "32")
 
 
@@ -40,7 +42,7 @@ def test_json_and_no_chart_of_accuracies_that_nobody_knows(linvit_command, run_f
         (["--img-size", "0"], "argument --img-size: must be PIXELS or HEIGHTxWIDTH, got '0'"),
         (["--device", "xyz"], "device 'xyz' is not here: give auto, cpu, or an accelerator that torch finds"),
         (["--rounds", "0"], "--rounds must be at least 1, got 0"),
-        (["--precision", "int4"], "--precision must be of float32, float16, bfloat16, int8, got 'int4'"),
+        (["--precision", "int4"], "--precision must be of float32, float16, bfloat16, int8, int8-full, got 'int4'"),
         (["--top1", "care_s0"], "--top1 must be NAME=PERCENT, got 'care_s0'"),
     ],
 )
@@ -48,3 +50,10 @@ def test_wrong_arguments_are_named(linvit_command, args, line):
     said = linvit_command("bench", "care_s0", *args)
     assert said.code == 2
     assert line in said.err
+
+
+def test_a_runtime_that_takes_no_number_of_threads_says_so(capsys):
+    _parse(["care_s0", "--runtime", "executorch", "--threads", "1"])
+    assert capsys.readouterr().err == "ExecuTorch takes the threads of its process, not --threads: see taskset\n"
+    _parse(["care_s0", "--runtime", "onnxruntime", "--threads", "1"])
+    assert capsys.readouterr().err == ""

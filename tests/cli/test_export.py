@@ -38,8 +38,12 @@ def test_beyond_the_bound_is_exit_code_2(linvit_command, run_folder, tmp_path):
     ("args", "line"),
     [
         (["--to", "tflite"], "--to must be one of coreml, executorch, litert, onnx, openvino, torch, web, got"),
-        (["--to", "onnx", "--precision", "int4"], "--precision must be one of float32, float16, bfloat16, int8, got"),
+        (
+            ["--to", "onnx", "--precision", "int4"],
+            "--precision must be one of float32, float16, bfloat16, int8, int8-full,",
+        ),
         (["--to", "onnx", "--precision", "int8"], "--precision int8 needs --calibration IMAGE..."),
+        (["--to", "onnx", "--sensitivity"], "--sensitivity needs --calibration IMAGE..."),
     ],
 )
 def test_wrong_arguments_are_named(linvit_command, run_folder, args, line):
@@ -71,3 +75,13 @@ def test_a_failing_runtime_is_one_line(linvit_command, run_folder, monkeypatch, 
     assert said.code == 2
     assert said.err == "linvit: error: PyTorch cannot load m.pt2: RuntimeError: the first line many more\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_report_tells_which_layers_lose_in_8_bits(linvit_command, run_folder, photos, tmp_path):
+    options = ["--to", "torch", "--out", tmp_path / "m.pt2", "--images", f"{photos}/val/ant"]
+    said = linvit_command("export", run_folder, *options, "--sensitivity", "--calibration", "mnist5k", "--json")
+    assert said.code == 0
+    losses = said.json["sensitivity"]
+    assert losses[0]["layer"] == "images"
+    assert all(0 <= loss["error"] < 1 and 0 <= loss["top1_agreement"] <= 1 for loss in losses)
+    assert any(loss["layer"] == "stages.2.blocks.0.mix matmul" for loss in losses)

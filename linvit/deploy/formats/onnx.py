@@ -20,7 +20,12 @@ def write(job: Job, path: Path) -> None:
 
     with quiet():
         program = torch.onnx.export(
-            job.program(), input_names=["images"], output_names=list(job.outputs), dynamo=True, external_data=False
+            job.program(),
+            input_names=["images"],
+            output_names=list(job.outputs),
+            opset_version=21 if job.precision == "int8-full" else None,  # the first with integers of 16 bits
+            dynamo=True,
+            external_data=False,
         )
     assert program is not None
     proto = program.model_proto
@@ -107,7 +112,7 @@ FORMAT = Format(
     title="ONNX",
     purpose="servers, Windows, Android, browsers",
     suffix=".onnx",
-    precisions=("float32", "float16", "int8"),
+    precisions=("float32", "float16", "int8", "int8-full"),
     libraries=("onnx", "onnxruntime", "onnxscript"),  # torch's exporter would ask for the last in many lines
     packages=("onnxruntime",),
     writer=write,
