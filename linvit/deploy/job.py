@@ -201,6 +201,10 @@ def make_job(
         raise ValueError(f"precision {precision} needs calibration images: give --calibration IMAGE...")
     if precision == "int8-full" and dynamic_size:
         raise ValueError("precision int8-full is for images of one size: leave out --dynamic-size")
+    if isinstance(model, QuantizedModel):
+        if img_size is not None and tuple(img_size) != model.img_size:
+            raise ValueError(f"the model was trained in 8 bits at {model.img_size}, got img_size {tuple(img_size)}")
+        img_size = model.img_size
     config = input_config(model, img_size, dynamic_size)
     channels, height, width = config["input_size"]
     if isinstance(model, DenseModel) and (height % TILE or width % TILE):

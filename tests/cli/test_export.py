@@ -82,6 +82,6 @@ def test_report_tells_which_layers_lose_in_8_bits(linvit_command, run_folder, ph
     said = linvit_command("export", run_folder, *options, "--sensitivity", "--calibration", "mnist5k", "--json")
     assert said.code == 0
     losses = said.json["sensitivity"]
-    assert losses[0]["layer"] == "images"
+    assert any(loss["layer"] == "images" for loss in losses)
     assert all(0 <= loss["error"] < 1 and 0 <= loss["top1_agreement"] <= 1 for loss in losses)
     assert any(loss["layer"] == "stages.2.blocks.0.mix matmul" for loss in losses)

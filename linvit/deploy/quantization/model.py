@@ -173,7 +173,10 @@ def _each_once(graph: GraphModule) -> GraphModule:
                 graph.add_submodule(name, rounding)
                 names[id(rounding)] = name
             node.target = names[id(rounding)]
-    graph.delete_all_unused_submodules()
+    # One by one: GraphModule.delete_all_unused_submodules sees the first name of each alone.
+    for name, module in list(graph._modules.items()):
+        if id(module) in names and name != names[id(module)]:
+            delattr(graph, name)
     graph.recompile()
     return graph
 
