@@ -286,7 +286,7 @@ def save_model(
             }
             new_config.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
         else:
-            extra = {"label_names": list(classes), "metrics": metrics, CONVERSION: describe(model)}
+            extra: dict[str, Any] = {"label_names": list(classes), "metrics": metrics, CONVERSION: describe(model)}
             if hasattr(model, "converted"):
                 extra[QUANTIZATION] = {"img_size": list(model.img_size)}  # type: ignore[arg-type]
             extra = {name: value for name, value in extra.items() if value}

@@ -157,7 +157,8 @@ def set_floors(graph: GraphModule) -> None:
     for node in graph.graph.nodes:
         if node.target == torch.ops.aten.maximum.default and FLOOR in str(node.args[1].target):
             (rounding,) = node.users
-            graph.get_buffer(node.args[1].target).copy_(graph.get_submodule(rounding.target).scale[0])
+            fake: Any = graph.get_submodule(rounding.target)
+            graph.get_buffer(node.args[1].target).copy_(fake.scale[0])
 
 
 def _each_once(graph: GraphModule) -> GraphModule:

@@ -48,7 +48,8 @@ def sensitivity(model: torch.nn.Module, images: Tensor, calibration: Tensor) -> 
 
 @torch.no_grad()
 def _losses(graph: GraphModule, layers: dict[str, list[Any]], images: Tensor) -> Iterator[Loss]:
-    for fake in graph.modules():
+    every: Iterator[Any] = graph.modules()
+    for fake in every:
         if hasattr(fake, "fake_quant_enabled"):
             fake.disable_fake_quant()
     expected = graph(images)
