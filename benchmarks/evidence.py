@@ -16,6 +16,8 @@ HOSTS = {"mechanism_small": "DeiT", "mechanism_deit": "DeiT", "mechanism_pvt": "
 """Studies of the mechanisms, and the host that holds them."""
 EQUAL = 0.01
 """How far below another an accuracy may be and still be said to reach it."""
+ENOUGH = 3
+"""Seeds from which on a claim is decided."""
 
 
 def raw(*names: str) -> str:
@@ -47,8 +49,8 @@ def points(apart: Difference) -> str:
 
 def verdict(apart: Difference) -> str:
     """Say what a difference does to the claim that the first of its arms is the better one."""
-    if apart.interval is None:
-        return "**is not decided**: one seed"
+    if apart.n < ENOUGH:
+        return f"**is not decided**: {apart.n} of {ENOUGH} seeds"
     if not apart.differ:
         return "**is not decided**: no difference shows"
     return "**holds**" if apart.mean > 0 else "**does not hold**"
@@ -56,7 +58,7 @@ def verdict(apart: Difference) -> str:
 
 def reached(apart: Difference) -> str:
     """Say what a difference does to the claim that the first of its arms is as good as the other, or better."""
-    if apart.interval is None:
+    if apart.interval is None or apart.n < ENOUGH:
         return verdict(apart)
     if apart.interval[0] > -EQUAL:
         return "**holds**: it passes it" if apart.differ else "**holds**: at most a point below"
