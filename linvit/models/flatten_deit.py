@@ -25,6 +25,12 @@ __all__ = ["FlattenDeit", "checkpoint_filter_fn"]
 
 
 _GIVEN = {"class_token": False, "dynamic_img_size": True, "dynamic_img_pad": True}
+# What timm's blocks or tokens would take, and these cannot: another value would be passed over without a word.
+_NOT_TAKEN = {
+    **{"qkv_bias": True, "proj_bias": True, "qk_norm": False, "scale_attn_norm": False, "scale_mlp_norm": False},
+    **{"init_values": None, "attn_drop_rate": 0.0, "patch_drop_rate": 0.0, "reg_tokens": 0, "pre_norm": False},
+    **dict.fromkeys(("norm_layer", "act_layer", "block_fn", "mlp_layer", "attn_layer")),
+}
 
 
 class FlattenDeit(VisionTransformer):
@@ -44,6 +50,9 @@ class FlattenDeit(VisionTransformer):
         proj_drop_rate: Dropout after the attentions' projections and in the MLPs.
         drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
         **kwargs: Further arguments of timm's ``VisionTransformer``.
+
+    Raises:
+        ValueError: A further argument that only timm's blocks would take.
     """
 
     def __init__(
@@ -65,7 +74,7 @@ class FlattenDeit(VisionTransformer):
         **kwargs: Any,
     ):
         dd = {"device": device, "dtype": dtype}
-        check_given(_GIVEN, kwargs)
+        check_given(_GIVEN | _NOT_TAKEN, kwargs)
         host: dict[str, Any] = {"fc_norm": False, "embed_layer": WholePatchEmbed} | kwargs | _GIVEN
         # timm builds everything but the blocks.
         super().__init__(

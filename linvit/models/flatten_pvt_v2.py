@@ -7,7 +7,7 @@ Papers: Han et al., "FLatten Transformer" (ICCV 2023, https://arxiv.org/abs/2308
 from typing import Any
 
 import torch
-from timm.layers import calculate_drop_path_rates
+from timm.layers import LayerNorm, calculate_drop_path_rates
 from timm.models import checkpoint, generate_default_cfgs, register_model
 from timm.models.pvt_v2 import PyramidVisionTransformerStage, PyramidVisionTransformerV2
 from torch import nn
@@ -16,7 +16,7 @@ from linvit.attention import FocusedLinearAttention
 from linvit.models._flatten import cfg, fuse_qkv, published_url, rename
 from linvit.models.builder import build_model
 from linvit.models.configs import FEATURES
-from linvit.models.layers import ChannelsLastMlp, stage_grids
+from linvit.models.layers import ChannelsLastMlp, check_given, stage_grids
 from linvit.models.pyramid import PyramidInterface
 from linvit.weights import resize_tables
 
@@ -79,6 +79,10 @@ class PvtV2Stage(PyramidVisionTransformerStage):
         return self.norm(x).reshape(B, H, W, C).permute(0, 3, 1, 2).contiguous()
 
 
+# What timm's blocks would take, and these cannot: another value would be passed over without a word.
+_NOT_TAKEN = {"qkv_bias": True, "attn_drop_rate": 0.0, "linear": False, "sr_ratios": None, "norm_layer": LayerNorm}
+
+
 class FlattenPvtV2(PyramidInterface, PyramidVisionTransformerV2):  # type: ignore[misc]
     """PVTv2 with focused linear attention.
 
@@ -93,6 +97,9 @@ class FlattenPvtV2(PyramidInterface, PyramidVisionTransformerV2):  # type: ignor
         proj_drop_rate: Dropout after the attentions' projections and in the MLPs.
         drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
         **kwargs: Further arguments of timm's ``PyramidVisionTransformerV2``.
+
+    Raises:
+        ValueError: A further argument that only timm's blocks would take.
     """
 
     def __init__(
@@ -111,6 +118,7 @@ class FlattenPvtV2(PyramidInterface, PyramidVisionTransformerV2):  # type: ignor
         **kwargs: Any,
     ):
         dd = {"device": device, "dtype": dtype}
+        check_given(_NOT_TAKEN, kwargs)
         # timm builds everything but the stages.
         super().__init__(embed_dims=embed_dims, depths=(0,) * len(depths), **kwargs, **dd)  # type: ignore[arg-type]
         rates: list = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)

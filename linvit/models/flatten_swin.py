@@ -27,6 +27,8 @@ __all__ = ["FlattenSwin", "checkpoint_filter_fn"]
 
 
 _GIVEN = {"strict_img_size": False}
+# What timm's blocks would take, and these cannot: another value would be passed over without a word.
+_NOT_TAKEN = {"qkv_bias": True, "attn_drop_rate": 0.0, "head_dim": None, "norm_layer": nn.LayerNorm}
 
 
 class FlattenSwin(SwinTransformer):
@@ -45,6 +47,9 @@ class FlattenSwin(SwinTransformer):
         proj_drop_rate: Dropout after the attentions' projections and in the MLPs.
         drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
         **kwargs: Further arguments of timm's ``SwinTransformer``.
+
+    Raises:
+        ValueError: A further argument that only timm's blocks would take.
     """
 
     def __init__(
@@ -65,7 +70,7 @@ class FlattenSwin(SwinTransformer):
         **kwargs: Any,
     ):
         dd = {"device": device, "dtype": dtype}
-        check_given(_GIVEN, kwargs)
+        check_given(_GIVEN | _NOT_TAKEN, kwargs)
         # timm builds everything but the blocks.
         super().__init__(
             img_size=img_size,  # type: ignore[arg-type]

@@ -160,3 +160,13 @@ def test_what_the_host_fixes_may_be_said_again():
     timm.create_model("flatten_swin_tiny", strict_img_size=False)
     with pytest.raises(ValueError, match="class_token is False here, got True"):
         timm.create_model("flatten_deit_tiny", class_token=True)
+
+
+@pytest.mark.parametrize("name", ["flatten_deit_tiny", "flatten_swin_tiny", "flatten_pvt_v2_b0"])
+def test_what_only_the_blocks_of_the_host_take_is_not_passed_over(name):
+    """timm's constructor would accept it, and no block here would see it."""
+    timm.create_model(name, qkv_bias=True, attn_drop_rate=0.0)
+    with pytest.raises(ValueError, match=r"^attn_drop_rate is 0.0 here, got 0.1$"):
+        timm.create_model(name, attn_drop_rate=0.1)
+    with pytest.raises(ValueError, match=r"^qkv_bias is True here, got False$"):
+        timm.create_model(name, qkv_bias=False)
