@@ -22,7 +22,7 @@ def test_what_a_task_names_is_there(name: str) -> None:
     assert issubclass(task.load_predictor(), Predictor)
     assert callable(task.load_evaluation())
     if task.network is None:
-        assert name in ("classify", "linearize", "pretrain")
+        assert name in ("classify", "linearize", "quantize", "pretrain")
         for load in (task.load_network, task.load_export):
             with pytest.raises(ValueError, match="models for classification are timm's"):
                 load()

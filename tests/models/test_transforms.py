@@ -69,7 +69,7 @@ def test_traced_with_gradients_saved_and_loaded(name):
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
-@every_small_family
+@every_open_family
 def test_exported_for_any_batch(name):
     model = tiny(name)
     batch = torch.export.Dim("batch", min=1, max=64)
