@@ -23,7 +23,7 @@ def write(job: Job, path: Path) -> None:
         import litert_torch
 
         litert_torch.convert(job.model, (job.example[:1],)).export(str(path))
-        if job.precision in ("float16", "int8"):
+        if job.precision != "float32":
             path.write_bytes(_quantized(path, job))
     path.with_suffix(".json").write_text(json.dumps(job.metadata, indent=1))
 
@@ -110,7 +110,7 @@ FORMAT = Format(
     purpose="Android, its GPUs and NPUs",
     suffix=".tflite",
     companions=(".json",),
-    precisions=("float32", "float16", "int8", "int8-full"),
+    precisions=("float32", "float16", "int8"),
     converted=("float16",),
     any_batch=False,
     any_size=False,
