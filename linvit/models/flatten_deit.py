@@ -24,9 +24,9 @@ from linvit.weights import resize_tables
 __all__ = ["FlattenDeit", "checkpoint_filter_fn"]
 
 
-_GIVEN = {"class_token": False, "dynamic_img_size": True, "dynamic_img_pad": True}
+_GIVEN: dict[str, Any] = {"class_token": False, "dynamic_img_size": True, "dynamic_img_pad": True}
 # What timm's blocks or tokens would take, and these cannot: another value would be passed over without a word.
-_NOT_TAKEN = {
+_NOT_TAKEN: dict[str, Any] = {
     **{"qkv_bias": True, "proj_bias": True, "qk_norm": False, "scale_attn_norm": False, "scale_mlp_norm": False},
     **{"init_values": None, "attn_drop_rate": 0.0, "patch_drop_rate": 0.0, "reg_tokens": 0, "pre_norm": False},
     **dict.fromkeys(("norm_layer", "act_layer", "block_fn", "mlp_layer", "attn_layer")),

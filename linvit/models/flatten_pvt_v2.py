@@ -80,7 +80,13 @@ class PvtV2Stage(PyramidVisionTransformerStage):
 
 
 # What timm's blocks would take, and these cannot: another value would be passed over without a word.
-_NOT_TAKEN = {"qkv_bias": True, "attn_drop_rate": 0.0, "linear": False, "sr_ratios": None, "norm_layer": LayerNorm}
+_NOT_TAKEN: dict[str, Any] = {
+    "qkv_bias": True,
+    "attn_drop_rate": 0.0,
+    "linear": False,
+    "sr_ratios": None,
+    "norm_layer": LayerNorm,
+}
 
 
 class FlattenPvtV2(PyramidInterface, PyramidVisionTransformerV2):  # type: ignore[misc]

@@ -26,9 +26,9 @@ from linvit.weights import resize_tables
 __all__ = ["FlattenSwin", "checkpoint_filter_fn"]
 
 
-_GIVEN = {"strict_img_size": False}
+_GIVEN: dict[str, Any] = {"strict_img_size": False}
 # What timm's blocks would take, and these cannot: another value would be passed over without a word.
-_NOT_TAKEN = {"qkv_bias": True, "attn_drop_rate": 0.0, "head_dim": None, "norm_layer": nn.LayerNorm}
+_NOT_TAKEN: dict[str, Any] = {"qkv_bias": True, "attn_drop_rate": 0.0, "head_dim": None, "norm_layer": nn.LayerNorm}
 
 
 class FlattenSwin(SwinTransformer):
