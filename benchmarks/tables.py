@@ -259,16 +259,33 @@ def families() -> str:
     return markdown(head, rows)
 
 
+def seconds_of(workload: str, setting: str) -> float:
+    """Return the median of the processor time of a workload with one setting of the allocator."""
+    cells = record("allocator").select(workload=workload, allocator=setting)
+    return statistics.median(second for cell in cells for second in cell.raw["seconds"])
+
+
 def allocator() -> str:
     rows = []
     for workload in values("allocator", "workload"):
-        system, keep = ([c.raw for c in record("allocator").select(workload=workload, allocator=a)] for a in SETTINGS)
-        before, after = (
-            statistics.median(second for raw in runs for second in raw["seconds"]) for runs in (system, keep)
-        )
-        peaks = [statistics.median(raw["peak_bytes"] for raw in runs) / MIB for runs in (system, keep)]
+        before, after = (seconds_of(workload, setting) for setting in SETTINGS)
+        runs = (record("allocator").select(workload=workload, allocator=setting) for setting in SETTINGS)
+        peaks = [statistics.median(cell.raw["peak_bytes"] for cell in cells) / MIB for cells in runs]
         rows.append([workload, f"{before:.2f}", f"{after:.2f}", f"{before / after:.2f}", *(f"{p:,.0f}" for p in peaks)])
     return markdown(["", "system, s", "kept, s", "ratio", "system, MiB", "kept, MiB"], rows)
+
+
+def allocator_pixel() -> str:
+    names = [w.partition(",")[0] for w in values("allocator", "workload") if w.endswith("inference at 1792")]
+    rows = [["system", *(f"{pixel_cost(name, 'system'):.2f}" for name in names)]]
+    rows += [["kept", *(f"{pixel_cost(name, 'keep'):.2f}" for name in names)]]
+    return markdown(["", *names], rows)
+
+
+def pixel_cost(name: str, setting: str) -> float:
+    """Return the time of a pixel at 1792 pixels a side over that at 448."""
+    small, large = (seconds_of(f"{name}, inference at {size}", setting) for size in (448, 1792))
+    return large / small / (1792 / 448) ** 2
 
 
 SETTINGS = ("system", "keep")
@@ -335,6 +352,7 @@ TABLES: dict[str, Callable[[], str]] = {
         care_speed,
         care_steps,
         allocator,
+        allocator_pixel,
         dense_memory,
         distillation,
         export_formats,
