@@ -32,6 +32,7 @@ _PLAIN = {"set", "frozenset", "slice", "complex", "bytearray", "object", "range"
 _PLAIN |= {"int", "float", "str", "bool", "bytes"}  # of builtins
 
 _MOST_MODULES = 100_000
+_MOST_LEVELS = 200  # a module that holds itself has names without end
 _MOST_BYTES = 2**28  # of what describes the tensors, which are kept apart from it
 
 
@@ -189,6 +190,8 @@ def _of_module(module: object) -> Iterator[tuple[str, torch.Tensor]]:
         if not waiting:
             return
         prefix, module = waiting.pop()
+        if prefix.count(".") > _MOST_LEVELS:
+            raise _Refused(f"its modules lie in one another more than {_MOST_LEVELS} levels deep")
         passing = _held(module, "_non_persistent_buffers_set")
         for kind in ("_parameters", "_buffers"):
             for name, tensor in _items(_held(module, kind)):

@@ -9,6 +9,7 @@ import pathlib
 import pickle
 import sys
 import threading
+import tracemalloc
 import types
 from typing import Any
 
@@ -174,11 +175,26 @@ def remember(what: str) -> None:
 
 
 def test_modules_that_hold_themselves_end(tmp_path):
+    """At once: names that grow at every level would fill the memory long before there are too many."""
     net = nn.Module()
     net.__dict__["_modules"] = {"a": net, "b": net}
     torch.save(net, tmp_path / "loop.pt")
-    with pytest.raises(ValueError, match="more than 100,000 modules"):
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="its modules lie in one another more than 200 levels deep"):
         read_state_dict(tmp_path / "loop.pt")
+    assert tracemalloc.get_traced_memory()[1] < 10e6
+    tracemalloc.stop()
+
+
+def test_too_many_modules_are_refused(tmp_path):
+    net = nn.Module()
+    for _ in range(17):  # each level holds the one below twice
+        outer = nn.Module()
+        outer.__dict__["_modules"] = {"a": net, "b": net}
+        net = outer
+    torch.save(net, tmp_path / "many.pt")
+    with pytest.raises(ValueError, match="more than 100,000 modules"):
+        read_state_dict(tmp_path / "many.pt")
 
 
 def test_a_plain_pickle_is_no_checkpoint(tmp_path):
