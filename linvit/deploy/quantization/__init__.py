@@ -1,6 +1,6 @@
 """Whole graphs in 8 bits: weights, activations, products of attention, and everything in between.
 
-Accelerators without float arithmetic take such a graph or none. One graph of torchao's PT2E is made for all formats
+Accelerators without float arithmetic take such a graph or none. It is a graph of torchao's PT2E, which goes into ONNX
 (``--precision int8-full``), calibrated on images or trained (:mod:`linvit.tasks.quantize`), and it says which of its
 layers lose what (:mod:`linvit.deploy.quantization.report`).
 """
