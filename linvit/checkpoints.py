@@ -27,7 +27,7 @@ from linvit.files import atomic_write
 from linvit.heads import DenseModel, build
 from linvit.linearization import Described, describe, rebuild
 from linvit.models import list_models
-from linvit.registry import load_quantization
+from linvit.registry import load_exported, load_quantization
 from linvit.weights import SUFFIXES, Fit, as_tuple, compare, prepare_state_dict, read_state_dict
 from linvit.weights.description import CONFIG_NAME, read_description
 from linvit.weights.hub import WEIGHTS_FILES, check_reachable, create_pretrained
@@ -66,7 +66,9 @@ def _load_state_dict(model: nn.Module, state_dict: dict[str, torch.Tensor]) -> N
     model.load_state_dict(state_dict, strict=False)  # all but a classifier of another size is there: just checked
 
 
-def load_model(spec: str | Path, untrained: bool = False, *, img_size: tuple[int, int] | None = None) -> nn.Module:
+def load_model(
+    spec: str | Path, untrained: bool = False, *, img_size: tuple[int, int] | None = None, exported: bool = False
+) -> nn.Module:
     """Build the model that ``spec`` names, with its weights, in evaluation mode. All commands find models by this.
 
     Args:
@@ -75,11 +77,12 @@ def load_model(spec: str | Path, untrained: bool = False, *, img_size: tuple[int
             which takes the published weights.
         untrained: Take random weights for a registered name, the same every time.
         img_size: Height and width in pixels, to set up a model that is built for one size; None leaves it at its own.
+        exported: Take a classifier in a file that ``linvit export`` wrote, too: it computes logits and no more.
 
     Raises:
         FileNotFoundError: ``spec`` looks like a path and nothing is there, or the folder holds no model.
         ConnectionError: Published weights are neither here nor can be fetched.
-        ValueError: ``spec`` names no model, or the file fits none.
+        ValueError: ``spec`` names no model, the file fits none, or it is an exported one and ``exported`` is false.
     """
     path, name = Path(spec), str(spec)
     registered = is_registered(spec)
@@ -95,6 +98,8 @@ def load_model(spec: str | Path, untrained: bool = False, *, img_size: tuple[int
     elif path.is_file() and path.suffix == ".ckpt" and (path.parent / CONFIG_NAME).is_file():
         model = load_model(path.parent)
         load_checkpoint(model, path)
+    elif path.is_file() and (opened := load_exported()(path, exported)) is not None:
+        model = opened
     elif path.is_file():
         model = _model_for(path)
     elif name.startswith("hf-hub:"):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from linvit.inference.base import Predictor, Report
     from linvit.tasks.base import VisionTask
 
-__all__ = ["TASKS", "Link", "Task", "load_quantization"]
+__all__ = ["TASKS", "Link", "Task", "load_exported", "load_quantization"]
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,11 @@ def _resolved(name: str | None, title: str) -> Any:
 def load_quantization() -> Callable[..., Any]:
     """Import what rebuilds a model that was trained in 8 bits from its description."""
     return pkgutil.resolve_name("linvit.deploy.quantization:rebuild")
+
+
+def load_exported() -> Callable[..., Any]:
+    """Import what opens an exported file as a model, and leaves other files to others."""
+    return pkgutil.resolve_name("linvit.deploy.exported:open_exported")
 
 
 def _has_masks(name: str) -> bool:

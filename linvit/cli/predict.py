@@ -84,7 +84,7 @@ def run(argv: Sequence[str]) -> int:
     named = None if args.images == [task.examples] else find_images(args.images)
     if files["grid"] and named and len(named) > MOST_IN_GRID:
         raise ValueError(f"--grid takes at most {MOST_IN_GRID} images, got {len(named)}; --save takes any number")
-    model = load_model(args.model, args.untrained)
+    model = load_model(args.model, args.untrained, exported=True)
     predictor: Any = task.load_predictor()(model, args.device, args.precision, args.img_size, **own)
     sources: Sequence[Any] = predictor.examples() if named is None else named
 

@@ -239,6 +239,7 @@ def make_job(
         "interpolation": config["interpolation"],
         "crop_pct": json.dumps(config["crop_pct"]),
         "crop_mode": config["crop_mode"],
+        "outputs": json.dumps(outputs),
     }
     if classes is not None and not features:
         metadata["classes"] = json.dumps(list(classes))

@@ -153,6 +153,13 @@ class Predictor(ABC, Generic[P, E]):
     ) -> None:
         check_precision(precision)
         require(img_size is None or img_size >= 1, "img_size", img_size, "at least 1 pixel")
+        if hasattr(model, "exported_as"):
+            if device not in ("auto", "cpu") or precision != "float32":
+                raise ValueError(
+                    "an exported file is run on the CPU, in the precision that it was exported in: "
+                    f"leave out device and precision, got {device!r} and {precision!r}"
+                )
+            device = "cpu"
         check_finite(model)
         check_channels(getattr(model, "in_chans", 3))
         self.device = find_device(device)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib
+import json
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,11 +15,16 @@ from torch import Tensor, nn
 from linvit.deploy.job import Job, JobOptions, Run, make_job
 from linvit.files import saving
 
-__all__ = ["Format", "FormatError", "Load"]
+__all__ = ["Format", "FormatError", "Load", "metadata_beside"]
 
 
 class FormatError(ValueError):
     """A converter or a runtime failed; one line says in what."""
+
+
+def metadata_beside(path: Path) -> dict[str, str]:
+    """Read the metadata of a file from the ``.json`` beside it."""
+    return json.loads(path.with_suffix(".json").read_text())
 
 
 class Load(Protocol):
@@ -56,6 +62,8 @@ class Format:
         install: What to do where one of them is missing.
         writer: Writes a job to a file of the suffix; see :meth:`write`.
         loader: Opens a file; None where nothing runs it here; see :meth:`load`.
+        metadata: Reads back the texts that describe a file's model (:attr:`linvit.deploy.job.Job.metadata`); None where
+            files are not taken for models again.
         describe: Reads a file back and says in words what is in it, where nothing runs it here.
         runs_on: Where it does run, then.
         runtime: Name of the runtime in measurements; None where it cannot be timed here.
@@ -78,6 +86,7 @@ class Format:
     install: str = 'pip install "linvit[deploy]"'
     writer: Callable[[Job, Path], None]
     loader: Load | None
+    metadata: Callable[[Path], dict[str, str]] | None = None
     describe: Callable[[Path], str] | None = None
     runs_on: str = ""
     runtime: str | None
@@ -112,7 +121,7 @@ class Format:
             raise ValueError(f"{self.title} plans its memory for one size: leave out --dynamic-size")
         traced = "float32" if precision in self.converted + self.loads_as else precision
         job = make_job(model, precision=traced, separate=self.separate_groups, **options)
-        return dataclasses.replace(job, precision=precision)
+        return dataclasses.replace(job, precision=precision, metadata=job.metadata | {"precision": precision})
 
     def write(self, job: Job, path: Path) -> None:
         """Write a job to a file.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linvit.deploy.formats._record import Format
+from linvit.deploy.formats._record import Format, metadata_beside
 from linvit.deploy.job import Job, Run, quiet
 
 __all__ = ["FORMAT"]
@@ -114,5 +114,6 @@ FORMAT = Format(
     packages=("executorch",),
     writer=write,
     loader=load,
+    metadata=metadata_beside,
     runtime="executorch",
 )

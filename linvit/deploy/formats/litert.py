@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linvit.deploy.formats._record import Format
+from linvit.deploy.formats._record import Format, metadata_beside
 from linvit.deploy.job import Job, Run, quiet
 
 __all__ = ["FORMAT"]
@@ -119,5 +119,6 @@ FORMAT = Format(
     install="it wants an environment of its own: make litert, then .venv-litert/bin/linvit export ...",
     writer=write,
     loader=load,
+    metadata=metadata_beside,
     runtime="litert",
 )

@@ -50,6 +50,13 @@ def load(path: Path, threads: int | None = None, precision: str = "float32") -> 
     return lambda images: [torch.from_numpy(y) for y in session.run(None, {"images": images.numpy()})]
 
 
+def metadata(path: Path) -> dict[str, str]:
+    """Read the metadata of a file."""
+    import onnx
+
+    return {prop.key: prop.value for prop in onnx.load(str(path), load_external_data=False).metadata_props}
+
+
 def output_names(path: Path) -> list[str]:
     """Return the names of a file's outputs, in order."""
     import onnx
@@ -117,5 +124,6 @@ FORMAT = Format(
     packages=("onnxruntime",),
     writer=write,
     loader=load,
+    metadata=metadata,
     runtime="onnxruntime",
 )

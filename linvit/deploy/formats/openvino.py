@@ -82,6 +82,14 @@ def load(path: Path, threads: int | None = None, precision: str = "float32") -> 
     return run
 
 
+def metadata(path: Path) -> dict[str, str]:
+    """Read the metadata of a file."""
+    import openvino
+
+    info = openvino.Core().read_model(str(path)).get_rt_info()
+    return {key: value.astype(str) for key, value in info["linvit"].items()} if "linvit" in info else {}
+
+
 def _quantized(model: Any, job: Job) -> Any:
     """Quantize dense convolutions and linear layers after training; the rest gains no time and costs accuracy.
 
@@ -120,5 +128,6 @@ FORMAT = Format(
     packages=("openvino",),
     writer=write,
     loader=load,
+    metadata=metadata,
     runtime="openvino",
 )

@@ -49,7 +49,7 @@ def evaluate(
     """Measure a classifier, or several alike.
 
     Args:
-        model: As for :func:`linvit.load_model`.
+        model: As for :func:`linvit.load_model`, with exported files.
         data: A folder of class folders, shards, a data set of Hugging Face, or ``mnist5k``.
         untrained: Take random weights for a registered name.
         device: As for :class:`ClassificationPredictor`, with ``precision``, ``img_size``, ``crop_pct`` and ``crops``.
@@ -83,7 +83,7 @@ def evaluate(
         raise ValueError("--against names a model twice")
 
     def measure(spec: str) -> dict[str, Any]:
-        network = load_model(spec, untrained)
+        network = load_model(spec, untrained, exported=True)
 
         def run(what: str, corruption: Callable[[Image.Image], Image.Image] | None = None) -> Any:
             predictor = ClassificationPredictor(

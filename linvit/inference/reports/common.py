@@ -42,7 +42,7 @@ def where(model: str, data: str, predictor: Predictor[Any, Any], evaluation: Eva
         "model": model,
         "data": data,
         "images": evaluation.images,
-        "precision": predictor.precision,
+        "precision": getattr(predictor.model, "exported_as", predictor.precision),
         "device": str(predictor.device),
         "images_per_second": evaluation.images_per_second,
     }
