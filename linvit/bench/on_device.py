@@ -82,7 +82,8 @@ def write_kit(device: str, files: Sequence[Path], folder: Path) -> list[Path]:
     kind = DEVICES[device]
     for file in files:
         if file.suffix not in kind.suffixes:
-            raise ValueError(f"{device} measures {' and '.join(kind.suffixes)} files, got {file}")
+            what = f"{' and '.join(kind.suffixes)} files, which linvit export writes"
+            raise ValueError(f"{device} measures {what}, got {file}")
         if not file.is_file():
             raise ValueError(f"{file}: there is no such file")
     if len({file.name for file in files}) < len(files):
@@ -133,6 +134,8 @@ def read_results(paths: Sequence[Path]) -> list[DeviceTime]:
     for path in paths:
         try:
             record: Any = json.loads(path.read_text(encoding="utf-8"))
+            if not record["files"]:
+                raise ValueError("it has no files")
             for cell in record["files"]:
                 seconds = [float(value) for value in cell["seconds"]]
                 if not seconds or not all(math.isfinite(value) and value > 0 for value in seconds):
@@ -142,7 +145,9 @@ def read_results(paths: Sequence[Path]) -> list[DeviceTime]:
                         str(record["device"]), str(cell["file"]), str(cell["runtime"]), record["threads"], seconds
                     )
                 )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        except (KeyError, TypeError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else "its JSON is not what the scripts write"
             raise ValueError(f"{path} is no result of a device: {what}") from error
+        except ValueError as error:
+            raise ValueError(f"{path} is no result of a device: {error}") from error
     return times

@@ -18,7 +18,10 @@ FOLDER = "/data/local/tmp/linvit"
 
 def adb(*command):
     """Run adb and return what it says; what fails ends the script with adb's own words."""
-    done = subprocess.run(["adb", *command], capture_output=True, text=True)
+    try:
+        done = subprocess.run(["adb", *command], capture_output=True, text=True)
+    except FileNotFoundError:
+        raise SystemExit("adb is not installed: it is in Android's platform tools") from None
     if done.returncode:
         raise SystemExit(f"adb {' '.join(command)}: {(done.stderr or done.stdout).strip()}")
     return done.stdout + done.stderr
@@ -33,21 +36,24 @@ def main():
     parser.add_argument("--gpu", action="store_true", help="use the GPU delegate")
     parser.add_argument("--out", type=Path, default=HERE / "result.json")
     args = parser.parse_args()
+    files = sorted(path for path in HERE.iterdir() if path.suffix == ".tflite")
+    if not files:
+        raise SystemExit("there is no .tflite file beside this script")
     name = f"{adb('shell', 'getprop', 'ro.product.manufacturer').strip()} "
     name += f"{adb('shell', 'getprop', 'ro.product.model').strip()}{', GPU' if args.gpu else ''}"
-    files = sorted(path for path in HERE.iterdir() if path.suffix == ".tflite")
     adb("shell", "mkdir", "-p", FOLDER)
     adb("push", str(args.benchmark_model), f"{FOLDER}/benchmark_model")
     adb("shell", "chmod", "+x", f"{FOLDER}/benchmark_model")
+    places = {path.name: f"{FOLDER}/{number}.tflite" for number, path in enumerate(files)}  # no name breaks the shell
     for path in files:
-        adb("push", str(path), f"{FOLDER}/{path.name}")
+        adb("push", str(path), places[path.name])
     seconds: dict = {path.name: [] for path in files}
     for _ in range(args.rounds):
         for path in files:
             said = adb(
                 "shell",
                 f"{FOLDER}/benchmark_model",
-                f"--graph={FOLDER}/{path.name}",
+                f"--graph={places[path.name]}",
                 f"--num_threads={args.threads}",
                 f"--num_runs={args.runs}",
                 f"--use_gpu={str(args.gpu).lower()}",

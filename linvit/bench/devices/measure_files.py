@@ -19,9 +19,9 @@ KINDS = {"float32": np.float32, "tensor(float)": np.float32, "uint8": np.uint8, 
 
 
 def random_images(shape, kind):
-    """Return random images of a shape in which a free batch is one image."""
-    shape = [size if isinstance(size, int) and size > 0 else 1 for size in shape]
-    values = np.random.default_rng(0).standard_normal(shape)
+    """Return one random image of a shape; sides that are free are 224."""
+    sides = [size if isinstance(size, int) and size > 0 else 224 for size in shape[1:]]
+    values = np.random.default_rng(0).standard_normal([1, *sides])
     return (values * 64 + 128).clip(0, 255).astype(np.uint8) if kind is np.uint8 else values.astype(kind)
 
 
@@ -47,7 +47,15 @@ def open_tflite(path, threads):
     return f"litert {getattr(ai_edge_litert, '__version__', '')}".strip(), interpreter.invoke
 
 
-OPENERS = {".onnx": open_onnx, ".tflite": open_tflite}
+OPENERS = {".onnx": (open_onnx, "onnxruntime"), ".tflite": (open_tflite, "ai-edge-litert")}
+
+
+def open_file(path, threads):
+    opener, package = OPENERS[path.suffix]
+    try:
+        return opener(path, threads)
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"{path.name} needs {error.name}: pip install {package}") from None
 
 
 def main():
@@ -59,7 +67,9 @@ def main():
     parser.add_argument("--out", type=Path, default=HERE / "result.json")
     args = parser.parse_args()
     files = sorted(path for path in HERE.iterdir() if path.suffix in OPENERS)
-    opened = {path.name: OPENERS[path.suffix](path, args.threads) for path in files}
+    if not files:
+        raise SystemExit(f"there is no {' or '.join(OPENERS)} file beside this script")
+    opened = {path.name: open_file(path, args.threads) for path in files}
     seconds: dict = {name: [] for name in opened}
     for turn in range(args.warmup + args.rounds):
         for name, (_, call) in opened.items():
