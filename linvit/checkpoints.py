@@ -33,7 +33,16 @@ from linvit.weights.description import CONFIG_NAME, read_description
 from linvit.weights.hub import WEIGHTS_FILES, check_reachable, create_pretrained
 from linvit.weights.packaged import PACKAGED, load_packaged
 
-__all__ = ["class_names", "conversion", "is_registered", "load_checkpoint", "load_model", "save_model", "task_of"]
+__all__ = [
+    "class_names",
+    "conversion",
+    "is_registered",
+    "load_checkpoint",
+    "load_model",
+    "readable_names",
+    "save_model",
+    "task_of",
+]
 
 WEIGHTS_NAME = "model.safetensors"
 CONVERSION, QUANTIZATION = "linearize", "quantize"
@@ -326,14 +335,18 @@ def class_names(model: nn.Module, readable: bool = False) -> list[str]:
 
     Args:
         model: A classifier.
-        readable: Say "tench" instead of "n01440764" where names are ImageNet's.
+        readable: As :func:`readable_names`.
     """
     num_classes = int(model.num_classes)  # type: ignore[arg-type]
     names = list(getattr(model, "pretrained_cfg", {}).get("label_names") or [])
-    imagenet = ImageNetInfo("imagenet-1k")
     if not names:
+        imagenet = ImageNetInfo("imagenet-1k")
         names = imagenet.label_names() if num_classes == 1000 else [str(i) for i in range(num_classes)]
-    if readable:
-        words = dict(zip(imagenet.label_names(), imagenet.label_descriptions(), strict=True))
-        names = [words.get(name, name).split(",")[0] for name in names]
-    return names
+    return readable_names(names) if readable else names
+
+
+def readable_names(names: list[str]) -> list[str]:
+    """Say "tench" instead of "n01440764" where names are ImageNet's."""
+    imagenet = ImageNetInfo("imagenet-1k")
+    words = dict(zip(imagenet.label_names(), imagenet.label_descriptions(), strict=True))
+    return [words.get(name, name).split(",")[0] for name in names]

@@ -45,6 +45,8 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--features", action="store_true", help="return the stages' maps instead of logits")
     help = "take uint8 images [B, H, W, 3], return probabilities"
     parser.add_argument("--with-preprocessing", action="store_true", help=help)
+    help = "let a page compute on the GPU where the browser can (4 MB more)"
+    parser.add_argument("--webgpu", action="store_true", help=help)
     parser.add_argument("--no-fuse", action="store_true", help="export the trained graph as it is")
     help = f"images to compare on; {DIGITS} for embedded digits ({DIGITS})"
     parser.add_argument("--images", nargs="+", default=[DIGITS], metavar="IMAGE", help=help)
@@ -87,6 +89,7 @@ def run(argv: Sequence[str]) -> int:
         features=args.features,
         preprocessing=args.with_preprocessing,
         dynamic_size=args.dynamic_size,
+        webgpu=args.webgpu,
         calibration=pixels(args.calibration, most=CALIBRATION) if args.calibration else None,
         classes=class_names(model),
     )

@@ -58,6 +58,7 @@ class Job:
         outputs: Names of what it returns.
         precision: "float32", "float16", "bfloat16", "int8" or "int8-full".
         dynamic_size: Heights and widths in multiples of 32 are open, besides the batch.
+        webgpu: A page computes on the GPU where the browser can.
         calibration: Images ``[B, ...]`` for int8.
         metadata: Texts to keep with the file.
     """
@@ -68,6 +69,7 @@ class Job:
     outputs: tuple[str, ...]
     precision: str = "float32"
     dynamic_size: bool = False
+    webgpu: bool = False
     calibration: Tensor | None = None
     metadata: dict[str, str] = field(default_factory=dict)
 
@@ -156,6 +158,7 @@ class JobOptions(TypedDict, total=False):
     features: bool
     preprocessing: bool
     dynamic_size: bool
+    webgpu: bool
     calibration: Tensor | None
     classes: list[str] | None
 
@@ -170,6 +173,7 @@ def make_job(
     features: bool = False,
     preprocessing: bool = False,
     dynamic_size: bool = False,
+    webgpu: bool = False,
     calibration: Tensor | None = None,
     classes: list[str] | None = None,
 ) -> Job:
@@ -184,6 +188,7 @@ def make_job(
         features: Export the stages' maps instead of the classifier; of a detector, the pyramid's.
         preprocessing: Take ``uint8`` images ``[B, H, W, 3]`` and return probabilities.
         dynamic_size: Take any height and width that is a multiple of 32.
+        webgpu: Let a page compute on the GPU where the browser can.
         calibration: Images as the exported model takes them, for int8; a model that was trained for int8-full has no
             use for them.
         classes: Names of the classes, for the metadata.
@@ -243,7 +248,7 @@ def make_job(
     }
     if classes is not None and not features:
         metadata["classes"] = json.dumps(list(classes))
-    return Job(prepared.eval(), reference, example, outputs, precision, dynamic_size, calibration, metadata)
+    return Job(prepared.eval(), reference, example, outputs, precision, dynamic_size, webgpu, calibration, metadata)
 
 
 def _in_8_bits(model: nn.Module, example: Tensor, calibration: Tensor | None, config: dict[str, Any] | None) -> Any:

@@ -56,6 +56,7 @@ class Format:
         any_batch: Whether a file takes batches of any size; otherwise one image.
         any_size: Whether a file can take images of any height and width.
         any_threads: Whether a runtime can be told how many threads to use.
+        webgpu: Whether a file can compute on the GPU of a browser.
         separate_groups: Whether CARE's channel groups stay separate tensors (:mod:`linvit.deploy.fusion.separate`).
         libraries: What is imported for it.
         packages: Distributions whose versions a measurement names.
@@ -80,6 +81,7 @@ class Format:
     any_batch: bool = True
     any_size: bool = True
     any_threads: bool = True
+    webgpu: bool = False
     separate_groups: bool = False
     libraries: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
@@ -112,13 +114,15 @@ class Format:
             precision: One of :attr:`precisions` or :attr:`loads_as`.
 
         Raises:
-            ValueError: The format has no such precision, or cannot take any height and width.
+            ValueError: The format has no such precision, cannot take any height and width, or knows no WebGPU.
         """
         allowed = self.precisions + self.loads_as
         if precision not in allowed:
             raise ValueError(f"precision for {self.name} must be one of {', '.join(allowed)}, got {precision!r}")
         if options.get("dynamic_size") and not self.any_size:
             raise ValueError(f"{self.title} plans its memory for one size: leave out --dynamic-size")
+        if options.get("webgpu") and not self.webgpu:
+            raise ValueError(f"{self.title} knows no WebGPU: leave out --webgpu")
         traced = "float32" if precision in self.converted + self.loads_as else precision
         job = make_job(model, precision=traced, separate=self.separate_groups, **options)
         return dataclasses.replace(job, precision=precision, metadata=job.metadata | {"precision": precision})

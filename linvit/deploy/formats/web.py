@@ -23,6 +23,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from linvit.checkpoints import readable_names
 from linvit.deploy.formats import onnx
 from linvit.deploy.formats._record import Format
 from linvit.deploy.fusion.looks import WithLooks
@@ -38,7 +39,10 @@ SHA512 = (
     "ab4cbe26baedba45d2cec05610c71c55fa97db92d19a8b171c5f8269126683ca"
     "590a5cdc57bb2f35ce2b298de32f4d956fb42644c0ecd528a0a91e025c07ca61"
 )
-SCRIPT, WASM = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
+RUNTIME = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
+RUNTIME_WITH_WEBGPU = ("ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm")
+"""Script and WebAssembly in the package."""
+
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "box")
 
 
@@ -53,6 +57,8 @@ def write(job: Job, path: Path) -> None:
             "a page prepares images itself and shows classes, boxes or masks: "
             "leave out --with-preprocessing and --features"
         )
+    if job.webgpu and job.precision != "float32":
+        raise ValueError("WebGPU computes float32 alone: leave out --webgpu, or --precision")
     settings = _settings(job)
     if job.outputs == ("logits",) and _is_classifier(job):
         with contextlib.suppress(ValueError):  # not every model attends
@@ -61,10 +67,10 @@ def write(job: Job, path: Path) -> None:
         file = Path(folder, "model.onnx")
         onnx.write(job, file)
         model = file.read_bytes()
-    script, wasm = _runtime()
+    script, wasm = _runtime(job.webgpu)
     page = resources.files("linvit.deploy.formats") / "page"
     parts = {
-        "title": html.escape(f"linvit: {', '.join(settings['classes'][:4])} ..." if settings["classes"] else "linvit"),
+        "title": html.escape(_title(settings["classes"])),
         "settings": json.dumps(settings).replace("</", "<\\/"),
         "runtime": _packed(script),
         "wasm": _packed(wasm),
@@ -142,10 +148,11 @@ def _fetch(path: Path) -> None:
             shutil.copyfile(file, temporary)
 
 
-def _runtime() -> tuple[bytes, bytes]:
+def _runtime(webgpu: bool) -> tuple[bytes, bytes]:
     """Read the script and the WebAssembly out of the package."""
     with tarfile.open(runtime_package()) as package:
-        files = [package.extractfile(f"package/dist/{name}") for name in (SCRIPT, WASM)]
+        names = RUNTIME_WITH_WEBGPU if webgpu else RUNTIME
+        files = [package.extractfile(f"package/dist/{name}") for name in names]
         script, wasm = (file.read() for file in files if file is not None)
     return script, wasm
 
@@ -170,10 +177,17 @@ def _settings(job: Job) -> dict[str, Any]:
         "interpolation": interpolation,
         "mean": known["mean"],
         "std": known["std"],
-        "classes": json.loads(job.metadata.get("classes", "[]")),
+        "classes": readable_names(json.loads(job.metadata.get("classes", "[]"))),
         "min_score": 0.5,
+        "webgpu": job.webgpu,
         "sample": base64.b64encode(sample.getvalue()).decode(),
     }
+
+
+def _title(classes: list[str]) -> str:
+    if not classes:
+        return "linvit"
+    return f"linvit: {', '.join(classes[:4])}{' ...' if len(classes) > 4 else ''}"
 
 
 @torch.no_grad()
@@ -196,5 +210,6 @@ FORMAT = Format(
     libraries=("onnx", "onnxruntime", "onnxscript"),
     writer=write,
     loader=load,
+    webgpu=True,
     runtime=None,
 )

@@ -46,12 +46,9 @@ function weightsOf(from, to, name) {
     const first = Math.max(0, Math.trunc(centre - support + 0.5));
     const count = Math.min(from, Math.trunc(centre + support + 0.5)) - first;
     const exact = [];
-    let total = 0;
-    for (let j = 0; j < count; j++) {
-      exact.push(filter((j + first - centre + 0.5) / spread));
-      total += exact[j];
-    }
-    const fixed = exact.map((w) => Math.trunc((total ? w / total : w) * 4194304 + (w / (total || 1) < 0 ? -0.5 : 0.5)));
+    for (let j = 0; j < count; j++) exact.push(filter((j + first - centre + 0.5) / spread));
+    const total = exact.reduce((a, b) => a + b, 0) || 1;
+    const fixed = exact.map((w) => Math.trunc((w / total) * 4194304 + (w < 0 ? -0.5 : 0.5)));
     all.push([first, fixed]);
   }
   return all;
@@ -159,24 +156,62 @@ async function decode(blob) {
 
 // --- The model --------------------------------------------------------------------------------------------------
 
-const session = (async () => {
+const TOLERANCE = 1e-3; // of the largest output, between WebGPU and WebAssembly
+
+const sample = () => new Blob([decodeBase64(settings.sample)], { type: "image/png" });
+
+const model = (async () => {
   const script = new Blob([await embedded("runtime")], { type: "text/javascript" });
   const ort = await import(URL.createObjectURL(script));
   ort.env.wasm.wasmBinary = (await embedded("wasm")).buffer;
   ort.env.wasm.numThreads = 1; // more would need headers that a file has not
   ort.env.logLevel = "error";
-  return { ort, run: await ort.InferenceSession.create(await embedded("model"), { executionProviders: ["wasm"] }) };
+  const bytes = await embedded("model");
+  const open = (provider) => ort.InferenceSession.create(bytes, { executionProviders: [provider] });
+  const onCpu = { ort, session: await open("wasm"), runtime: "WebAssembly" };
+  if (!settings.webgpu) return onCpu;
+  try {
+    const onGpu = { ort, session: await open("webgpu"), runtime: "WebGPU" };
+    const { input } = prepare(await decode(sample()));
+    checkEqual(await compute(onGpu, input), await compute(onCpu, input));
+    await onCpu.session.release();
+    return onGpu;
+  } catch (error) {
+    console.warn(`WebGPU is not used: ${error.message}`);
+    return onCpu;
+  }
 })();
 
-async function predict(blob) {
-  const { ort, run } = await session;
-  const image = await decode(blob);
-  const { input, seen } = prepare(image);
-  const begin = performance.now();
-  const found = await run.run({ images: new ort.Tensor("float32", input, [1, 3, settings.height, settings.width]) });
-  const outputs = Object.fromEntries(Object.entries(found).map(([name, t]) => [name, { data: t.data, dims: t.dims }]));
-  return { image, seen, outputs, ms: performance.now() - begin };
+async function compute({ ort, session }, input) {
+  const found = await session.run({ images: new ort.Tensor("float32", input, [1, 3, settings.height, settings.width]) });
+  return Object.fromEntries(Object.entries(found).map(([name, { data, dims }]) => [name, { data, dims }]));
 }
+
+function checkEqual(outputs, expected) {
+  for (const [name, { data }] of Object.entries(expected)) {
+    const largest = data.reduce((most, x) => Math.max(most, Math.abs(x)), 0);
+    const close = (x, i) => Math.abs(x - outputs[name].data[i]) <= TOLERANCE * largest; // not so for NaN
+    if (!data.every(close)) throw new Error(`its ${name} differ from WebAssembly's`);
+  }
+}
+
+let previous = Promise.resolve();
+
+// One image after the other: a session computes one at a time.
+function predict(blob) {
+  const result = previous.then(async () => {
+    const opened = await model;
+    const image = await decode(blob);
+    const { input, seen } = prepare(image);
+    const begin = performance.now();
+    const outputs = await compute(opened, input);
+    return { image, seen, outputs, ms: performance.now() - begin, runtime: opened.runtime };
+  });
+  previous = result.catch(() => {});
+  return result;
+}
+
+const plain = (outputs) => Object.fromEntries(Object.entries(outputs).map(([name, { data }]) => [name, Array.from(data)]));
 
 function softmax(logits) {
   const top = Math.max(...logits);
@@ -276,16 +311,20 @@ function draw() {
     const [, , rows, columns] = outputs.logits.dims;
     overlay(context, classMap, rows, columns, (index) => [...rgb(colourOf(index)), 130], false, seen);
   } else if (found) {
-    const width = Math.max(2, Math.max(image.width, image.height) / 250);
-    context.lineWidth = width;
-    context.font = `${8 * width}px system-ui, sans-serif`;
+    const dot = image.width / view.clientWidth; // of the screen, in pixels of the photo
+    const [across, down] = [image.width / settings.width, image.height / settings.height];
+    context.lineWidth = 2 * dot;
+    context.font = `${13 * dot}px system-ui, sans-serif`;
     context.textBaseline = "bottom";
-    for (const { box, label, score } of found) {
-      const [x, y] = [(box[0] * image.width) / settings.width, (box[1] * image.height) / settings.height];
-      const [w, h] = [((box[2] - box[0]) * image.width) / settings.width, ((box[3] - box[1]) * image.height) / settings.height];
+    for (const { box, label, score } of found.toReversed()) { // the best lie on top
+      const [x, y, w, h] = [box[0] * across, box[1] * down, (box[2] - box[0]) * across, (box[3] - box[1]) * down];
+      const text = `${nameOf(label)} ${(100 * score).toFixed(0)} %`;
+      const bottom = Math.max(y, 17 * dot);
       context.strokeStyle = context.fillStyle = colourOf(label);
       context.strokeRect(x, y, w, h);
-      context.fillText(`${nameOf(label)} ${(100 * score).toFixed(0)} %`, x, Math.max(y, 9 * width));
+      context.fillRect(x - dot, bottom - 17 * dot, context.measureText(text).width + 6 * dot, 17 * dot);
+      context.fillStyle = "#fff";
+      context.fillText(text, x + 2 * dot, bottom);
     }
   }
   context.restore();
@@ -312,11 +351,10 @@ function show(result) {
     }
     rows = counts.map((n, c) => [nameOf(c), n / (height * width), colourOf(c)]).filter((row) => row[1] > 0);
     rows.sort((a, b) => b[1] - a[1]);
-    what = "show the masks";
+    what = "show the masks (and below, each class's share of the image)";
   } else {
-    result.probabilities = softmax(outputs.logits.data);
-    const order = result.probabilities.map((_, i) => i).sort((a, b) => result.probabilities[b] - result.probabilities[a]);
-    rows = order.slice(0, 5).map((i) => [nameOf(i), result.probabilities[i]]);
+    const named = softmax(outputs.logits.data).map((probability, i) => [nameOf(i), probability]);
+    rows = named.sort((a, b) => b[1] - a[1]).slice(0, 5);
     if (outputs.looks) what = `show where it looks (a map of ${outputs.looks.dims[1]} x ${outputs.looks.dims[2]} positions)`;
   }
   element("what").textContent = what;
@@ -326,85 +364,125 @@ function show(result) {
   draw();
 }
 
+function say(status, error = "") {
+  element("status").textContent = status;
+  element("error").textContent = error;
+  element("error").hidden = !error;
+}
+
 async function take(blob) {
-  if (!blob) return null;
-  element("error").hidden = true;
-  element("status").textContent = "Looking ...";
+  say("Looking ...");
   try {
     const result = await predict(blob);
     show(result);
-    element("status").textContent = `${result.ms.toFixed(0)} ms for this image, on this device`;
-    return result;
+    say(`${result.ms.toFixed(0)} ms for this image on this device, in ${result.runtime}`);
   } catch (error) {
-    element("status").textContent = "";
-    element("error").textContent = error.message;
-    element("error").hidden = false;
-    return null;
+    say("", error.message);
   }
+}
+
+function takeFirst(files) {
+  const file = [...files].find(({ type }) => type.startsWith("image/")) ?? files[0];
+  if (file) take(file);
+}
+
+async function photograph() {
+  const [dialog, video] = [element("viewfinder"), element("video")];
+  let stream;
+  try {
+    stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 1280 } } });
+  } catch (error) {
+    say("", `the camera cannot be used: ${error.message}`);
+    return;
+  }
+  video.srcObject = stream;
+  await video.play();
+  dialog.returnValue = "";
+  dialog.showModal();
+  await new Promise((closed) => dialog.addEventListener("close", closed, { once: true }));
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
+  canvas.getContext("2d").drawImage(video, 0, 0);
+  stream.getTracks().forEach((track) => track.stop());
+  if (dialog.returnValue === "photo") canvas.toBlob(take);
 }
 
 for (const id of ["file", "camera"]) {
-  element(id).addEventListener("change", (event) => take(event.target.files[0]).then(() => { event.target.value = ""; }));
-}
-element("show").addEventListener("change", draw);
-const drop = element("drop");
-for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", false]]) {
-  document.addEventListener(name, (event) => {
-    event.preventDefault();
-    drop.classList.toggle("over", over);
-    if (name === "drop") take([...event.dataTransfer.files].find((file) => file.type.startsWith("image/")));
+  element(id).addEventListener("change", (event) => {
+    takeFirst(event.target.files);
+    event.target.value = ""; // so that the same file can be chosen again
   });
 }
-document.addEventListener("paste", (event) => take([...event.clipboardData.files].find((f) => f.type.startsWith("image/"))));
+// A phone's own camera app takes the photo; elsewhere the page shows what the camera sees.
+if (!matchMedia("(pointer: coarse)").matches) {
+  element("camera").parentElement.hidden = !navigator.mediaDevices;
+  element("camera").addEventListener("click", (event) => {
+    event.preventDefault();
+    photograph();
+  });
+}
+element("show").addEventListener("change", draw);
+for (const name of ["dragover", "dragleave", "drop"]) {
+  document.addEventListener(name, (event) => {
+    event.preventDefault();
+    element("drop").classList.toggle("over", name === "dragover");
+    if (name === "drop") takeFirst(event.dataTransfer.files);
+  });
+}
+document.addEventListener("paste", (event) => takeFirst(event.clipboardData.files));
+
+// --- For programs -----------------------------------------------------------------------------------------------
 
 async function selftest() {
-  const result = await take(new Blob([decodeBase64(settings.sample)], { type: "image/png" }));
-  if (!result) throw new Error(element("error").textContent);
+  const result = await predict(sample());
+  show(result);
   const times = [];
-  for (let i = 0; i < 5; i++) times.push((await predict(new Blob([decodeBase64(settings.sample)]))).ms);
-  times.sort((a, b) => a - b);
-  const said = { ms: times[2], classes: settings.classes };
-  for (const [name, { data }] of Object.entries(result.outputs)) said[name] = Array.from(data);
-  element("selftest").textContent = JSON.stringify(said);
+  for (let i = 0; i < 5; i++) times.push((await predict(sample())).ms);
+  const ms = times.sort((a, b) => a - b)[2];
+  say(`${ms.toFixed(0)} ms for the embedded picture on this device, in ${result.runtime}`);
+  return { ms, runtime: result.runtime, classes: settings.classes, ...plain(result.outputs) };
 }
 
-async function measure(rounds = 30) {
+async function measure(rounds = 30, warmup = 3) {
   const seconds = [];
-  for (let i = 0; i < rounds + 3; i++) {
-    const { ms } = await predict(new Blob([decodeBase64(settings.sample)]));
-    if (i >= 3) seconds.push(ms / 1000);
-    element("status").textContent = `Measuring: ${i + 1} of ${rounds + 3} ...`;
+  const { runtime } = await model;
+  for (let i = -warmup; i < rounds; i++) {
+    say(`Measuring: ${Math.max(0, i)} of ${rounds} ...`);
+    const { ms } = await predict(sample());
+    if (i >= 0) seconds.push(ms / 1000);
   }
   const file = decodeURIComponent(location.pathname.split("/").pop());
-  const device = `${navigator.userAgentData?.platform ?? navigator.platform}, ${navigator.userAgent.match(/(Firefox|Edg|Chrome|Version)\/[\d.]+/)?.[0] ?? "browser"}`;
-  const text = JSON.stringify({ device, threads: 1, files: [{ file, runtime: "onnxruntime-web", seconds }] }, null, 1);
-  element("selftest").textContent = text;
+  const browser = navigator.userAgent.match(/(Firefox|Edg|Chrome|Version)\/[\d.]+/)?.[0] ?? "browser";
+  const device = `${navigator.userAgentData?.platform ?? navigator.platform}, ${browser}`;
+  const result = { device, threads: 1, files: [{ file, runtime: `onnxruntime-web, ${runtime}`, seconds }] };
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+  link.href = URL.createObjectURL(new Blob([JSON.stringify(result, null, 1)], { type: "application/json" }));
   link.download = "result.json";
   link.textContent = "download result.json";
-  element("status").textContent = `${(1000 * seconds.sort((a, b) => a - b)[Math.floor(rounds / 2)]).toFixed(0)} ms for an image: `;
+  say(`${(1000 * seconds.toSorted((a, b) => a - b)[Math.floor(rounds / 2)]).toFixed(0)} ms for an image, in ${runtime}: `);
   element("status").append(link);
+  return result;
 }
 
-// For programs that drive the page: probabilities, or all outputs, of one image.
 globalThis.linvit = {
   async predict(blob) {
     const { outputs, ms } = await predict(blob);
-    return { ms, outputs: Object.fromEntries(Object.entries(outputs).map(([name, { data }]) => [name, Array.from(data)])) };
+    return { ms, outputs: plain(outputs) };
   },
 };
 
-session.then(
-  () => {
-    element("status").textContent = "Ready.";
-    const task = { "#selftest": selftest, "#measure": measure }[location.hash];
-    task?.().catch((error) => { element("selftest").textContent = JSON.stringify({ error: error.message }); });
-  },
-  (error) => {
-    element("status").textContent = "";
-    element("error").textContent = `The model does not start in this browser: ${error.message}`;
-    element("error").hidden = false;
+// What the part of the address behind # asks for goes into the element "selftest", as JSON.
+async function answer() {
+  try {
+    await model;
+    say("Ready.");
+    const result = await { "#selftest": selftest, "#measure": measure }[location.hash]?.();
+    if (result) element("selftest").textContent = JSON.stringify(result);
+  } catch (error) {
+    say("", `The model does not run in this browser: ${error.message}`);
     element("selftest").textContent = JSON.stringify({ error: error.message });
-  },
-);
+  }
+}
+
+window.addEventListener("hashchange", answer);
+answer();
