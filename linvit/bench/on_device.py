@@ -145,7 +145,7 @@ def read_results(paths: Sequence[Path]) -> list[DeviceTime]:
                         str(record["device"]), str(cell["file"]), str(cell["runtime"]), record["threads"], seconds
                     )
                 )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, RecursionError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else "its JSON is not what the scripts write"
             raise ValueError(f"{path} is no result of a device: {what}") from error
         except ValueError as error:

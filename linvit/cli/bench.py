@@ -96,6 +96,8 @@ def _parse(argv: Sequence[str]) -> Any:
     help = "show what devices measured, the result.json of such folders; with --out as a chart, too"
     parser.add_argument("--add", type=Path, nargs="+", default=[], metavar="FILE", help=help)
     args = parser.parse_args(argv)
+    if args.on_device and (args.add or not args.models):
+        raise ValueError("--on-device measures exported files: give them as MODEL")
     if bool(args.models) == bool(args.add):
         raise ValueError("give models to measure, or --add FILE... with what devices measured")
     if args.on_device and args.out is None:

@@ -119,7 +119,7 @@ def test_a_damaged_result_is_one_line(tmp_path, linvit_command, text, line):
 def test_wrong_files_are_named(tmp_path, linvit_command):
     (tmp_path / "m.pte").write_bytes(b"")
     for device in DEVICES:
-        with pytest.raises(ValueError, match=rf"{device} measures .* files, got .*m\.pte"):
+        with pytest.raises(ValueError, match=rf"{device} measures .* files, which linvit export writes, got .*m\.pte"):
             write_kit(device, [tmp_path / "m.pte"], tmp_path / "kit")
     assert not (tmp_path / "kit").exists()
     missing = linvit_command("bench", tmp_path / "m.html", "--on-device", "browser", "--out", tmp_path / "kit")
@@ -128,6 +128,7 @@ def test_wrong_files_are_named(tmp_path, linvit_command):
     missing = linvit_command("bench", "--add", tmp_path / "result.json")
     assert (missing.code, missing.err.count("\n")) == (2, 1)
     assert "result.json" in missing.err
+    assert "measures exported files" in linvit_command("bench", "--on-device", "browser", "--out", tmp_path / "kit").err
     assert "give --out DIR" in linvit_command("bench", "m.onnx", "--on-device", "browser").err
     assert "give models to measure" in linvit_command("bench").err
 
