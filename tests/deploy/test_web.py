@@ -198,8 +198,8 @@ def test_paste_and_drop(small_page, browser, tmp_path):
 def test_keyboard_alone(small_page, browser, tmp_path):
     (tmp_path / "photo.png").write_bytes(photo_of((64, 48)))
     page = opened(browser, small_page)
-    page.keyboard.press("Tab")
     with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Tab")
         page.keyboard.press("Enter")
     chooser.value.set_files(tmp_path / "photo.png")
     wait_for_result(page)
