@@ -71,7 +71,7 @@ def write(job: Job, path: Path) -> None:
     page = resources.files("linvit.deploy.formats") / "page"
     parts = {
         "title": html.escape(_title(settings["classes"])),
-        "settings": json.dumps(settings).replace("</", "<\\/"),
+        "settings": json.dumps(settings).replace("<", "\\u003c"),  # no name of a class ends the element
         "runtime": _packed(script),
         "wasm": _packed(wasm),
         "model": _packed(model),
