@@ -13,6 +13,7 @@ from linvit.ops.linear.kernels import (
     matrix_of,
     positive,
     power_of,
+    saturated,
     share_of,
     stats_of,
     vector_of,
@@ -38,8 +39,7 @@ def _focus_gradient(g, x, gain, top, t_norm, y_norm, along, mask, EPS: tl.conste
         * (g - power_of(t, POWER) * (along / y_norm)[:, None])
     )
     du = tl.where(mask, du, 0.0)
-    inside = tl.minimum(tl.maximum(x, 0.0), 65504.0)
-    return tl.where((x > 0) & (x < 65504.0), du * gain[None, :], 0.0), du * (inside + EPS)
+    return tl.where((x > 0) & (x < 65504.0), du * gain[None, :], 0.0), du * (saturated(x) + EPS)
 
 
 @triton.jit
@@ -54,8 +54,8 @@ def measure(
     D: tl.constexpr, DP: tl.constexpr, BN: tl.constexpr, EPS: tl.constexpr, POWER: tl.constexpr,
     POSITIONS: tl.constexpr, X_LAYOUT: tl.constexpr, X_ALIGN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Write the stats of focus: grid (programs, B)."""
-    b, d = tl.program_id(1), tl.arange(0, DP)
+    """Write the stats of focus: grid (B, programs)."""
+    b, d = tl.program_id(0), tl.arange(0, DP)
     first, last = share_of(tokens, share)
     x += b.to(tl.int64) * (x_b * X_ALIGN)
     stats += b.to(tl.int64) * 3 * tokens
@@ -91,8 +91,8 @@ def query_gradient(
     X_LAYOUT: tl.constexpr, X_ALIGN: tl.constexpr, G_LAYOUT: tl.constexpr, G_ALIGN: tl.constexpr,
     DX_LAYOUT: tl.constexpr, DX_ALIGN: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write the queries' gradient, and a share's part of the gain's: grid (programs, B, heads)."""
-    program, b, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    """Write the queries' gradient, and a share's part of the gain's: grid (B, programs, heads)."""
+    b, program, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     d = tl.arange(0, DP)
     first, last = share_of(tokens, share)
     x += b.to(tl.int64) * (x_b * X_ALIGN) + head * (x_h * X_ALIGN)
@@ -122,7 +122,7 @@ def query_gradient(
         )
         tl.store(dx + where_in(n, d, dx_n, dx_d, DX_LAYOUT, DX_ALIGN), tile.to(dx.dtype.element_ty), mask)
         gains += tl.sum(entries, axis=0)
-    dgain += ((program * tl.num_programs(1) + b) * heads + head).to(tl.int64) * D
+    dgain += ((program * tl.num_programs(0) + b) * heads + head).to(tl.int64) * D
     tl.store(dgain + d, gains, d < D)
 
 
@@ -135,8 +135,8 @@ def key_gradient(
     X_LAYOUT: tl.constexpr, X_ALIGN: tl.constexpr, V_LAYOUT: tl.constexpr, V_ALIGN: tl.constexpr,
     DX_LAYOUT: tl.constexpr, DX_ALIGN: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write the keys' gradient, and a share's part of the gain's: grid (programs, B, heads)."""
-    program, b, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    """Write the keys' gradient, and a share's part of the gain's: grid (B, programs, heads)."""
+    b, program, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     d = tl.arange(0, DP)
     first, last = share_of(tokens, share)
     x += b.to(tl.int64) * (x_b * X_ALIGN) + head * (x_h * X_ALIGN)
@@ -165,5 +165,5 @@ def key_gradient(
         )
         tl.store(dx + where_in(n, d, dx_n, dx_d, DX_LAYOUT, DX_ALIGN), tile.to(dx.dtype.element_ty), mask)
         gains += tl.sum(entries, axis=0)
-    dgain += ((program * tl.num_programs(1) + b) * heads + head).to(tl.int64) * D
+    dgain += ((program * tl.num_programs(0) + b) * heads + head).to(tl.int64) * D
     tl.store(dgain + d, gains, d < D)

@@ -15,14 +15,23 @@ __all__ = ["local_measure", "local_pool", "local_pool_gradient", "pool", "pool_g
 RUNTIME = [*RUNTIME, "s_b", "s_n", "s_h", "programs", "height", "width", "reach"]
 
 
+@triton.jit
+def _finite(top):
+    """Return what saliencies are taken relative to, 0 where all are -inf so far: those have no weight."""
+    return tl.where(top == float("-inf"), 0.0, top)
+
+
 @triton.jit(do_not_specialize=RUNTIME)
 def pool(
     s, v, part, tokens, share, heads, s_b: tl.int64, s_n, s_h, v_b: tl.int64, v_n, v_h, v_d,
     E: tl.constexpr, EP: tl.constexpr, BN: tl.constexpr, V_LAYOUT: tl.constexpr, V_ALIGN: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
-    """Write a share's largest saliency, sum of weights and weighted sum of values, ``part [programs, B, h, 2 + d]``."""
-    program, b, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    """Write a share's largest saliency, sum of weights and weighted sum of values, ``part [programs, B, h, 2 + d]``.
+
+    The grid is (B, programs, heads).
+    """
+    b, program, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     e = tl.arange(0, EP)
     first, last = share_of(tokens, share)
     s += b.to(tl.int64) * s_b + head * s_h
@@ -35,12 +44,13 @@ def pool(
         saliency = tl.load(s + n * s_n, n < tokens, other=float("-inf")).to(ACC)
         values = load(v, n, e, (n < tokens)[:, None] & (e < E)[None, :], v_n, v_d, V_LAYOUT, V_ALIGN, ACC)
         larger = tl.maximum(top, tl.max(saliency, axis=0))
-        weights = tl.exp(saliency - larger)
-        shrink = tl.exp(top - larger)
+        base = _finite(larger)
+        weights = tl.exp(saliency - base)
+        shrink = tl.exp(top - base)
         mass = mass * shrink + tl.sum(weights, axis=0)
         total = total * shrink + tl.sum(weights[:, None] * values, axis=0)
         top = larger
-    part += ((program * tl.num_programs(1) + b) * heads + head).to(tl.int64) * (E + 2)
+    part += ((program * tl.num_programs(0) + b) * heads + head).to(tl.int64) * (E + 2)
     tl.store(part, top)
     tl.store(part + 1, mass)
     tl.store(part + 2 + e, total, e < E)
@@ -57,16 +67,17 @@ def unite(
     """
     b, head = tl.program_id(0), tl.program_id(1)
     e = tl.arange(0, EP)
-    row = b * heads + head
+    row = (b * heads + head).to(tl.int64)
     size = tl.num_programs(0) * heads
     top = tl.full((), float("-inf"), ACC)
     mass = tl.zeros((), ACC)
     total = tl.zeros((EP,), ACC)
     for program in range(programs):
-        one = part + (program * size + row).to(tl.int64) * (E + 2)
+        one = part + (program * size + row) * (E + 2)
         its_top = tl.load(one)
         larger = tl.maximum(top, its_top)
-        shrink, weight = tl.exp(top - larger), tl.exp(its_top - larger)
+        base = _finite(larger)
+        shrink, weight = tl.exp(top - base), tl.exp(its_top - base)
         mass = mass * shrink + tl.load(one + 1) * weight
         total = total * shrink + tl.load(one + 2 + e, e < E, other=0.0) * weight
         top = larger
@@ -82,11 +93,11 @@ def pool_gradient(
     E: tl.constexpr, EP: tl.constexpr, BN: tl.constexpr, V_LAYOUT: tl.constexpr, V_ALIGN: tl.constexpr,
     DV_LAYOUT: tl.constexpr, DV_ALIGN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Write ``dv_j = w_j g`` and ``ds_j = w_j g . (v_j - c)``, the latter as ``[B, h, N]``."""
-    b, head = tl.program_id(1), tl.program_id(2)
+    """Write ``dv_j = w_j g`` and ``ds_j = w_j g . (v_j - c)``, the latter as ``[B, h, N]``; the grid is pool's."""
+    b, head = tl.program_id(0), tl.program_id(2)
     e = tl.arange(0, EP)
     first, last = share_of(tokens, share)
-    row = b * heads + head
+    row = (b * heads + head).to(tl.int64)
     s += b.to(tl.int64) * s_b + head * s_h
     v += b.to(tl.int64) * (v_b * V_ALIGN) + head * (v_h * V_ALIGN)
     dv += b.to(tl.int64) * (dv_b * DV_ALIGN) + head * (dv_h * DV_ALIGN)
@@ -100,7 +111,7 @@ def pool_gradient(
         values = load(v, n, e, mask, v_n, v_d, V_LAYOUT, V_ALIGN, ACC)
         # A token that has nearly all the weight is nearly the context: the difference first, or its digits are lost.
         slope = weights * tl.sum((values - mean[None, :]) * grad[None, :], axis=1)
-        tl.store(ds + row.to(tl.int64) * tokens + n, slope.to(ds.dtype.element_ty), n < tokens)
+        tl.store(ds + row * tokens + n, slope.to(ds.dtype.element_ty), n < tokens)
         where = where_in(n, e, dv_n, dv_d, DV_LAYOUT, DV_ALIGN)
         tl.store(dv + where, (weights[:, None] * grad[None, :]).to(dv.dtype.element_ty), mask)
 
@@ -131,9 +142,9 @@ def local_pool(
     E: tl.constexpr, EP: tl.constexpr, BN: tl.constexpr, V_LAYOUT: tl.constexpr, V_ALIGN: tl.constexpr,
     OUT_LAYOUT: tl.constexpr, OUT_ALIGN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Average the values of each neighbourhood: grid (blocks of tokens, B, heads)."""
-    b, head = tl.program_id(1), tl.program_id(2)
-    e, n = tl.arange(0, EP), tl.program_id(0) * BN + tl.arange(0, BN)
+    """Average the values of each neighbourhood: grid (B, blocks of tokens, heads), as of the other two."""
+    b, head = tl.program_id(0), tl.program_id(2)
+    e, n = tl.arange(0, EP), tl.program_id(1) * BN + tl.arange(0, BN)
     s += b.to(tl.int64) * s_b + head * s_h
     v += b.to(tl.int64) * (v_b * V_ALIGN) + head * (v_h * V_ALIGN)
     top = _largest(s, s_n, n, height, width, tokens, reach, ACC)
@@ -165,8 +176,8 @@ def local_measure(
     That is the largest saliency, 1 over the sum of weights relative to it, and ``g_i . o_i``, here not with the output,
     which was rounded, but as the average of ``g_i . v_j``: what is subtracted from these must have their digits.
     """
-    b, head = tl.program_id(1), tl.program_id(2)
-    e, n = tl.arange(0, EP), tl.program_id(0) * BN + tl.arange(0, BN)
+    b, head = tl.program_id(0), tl.program_id(2)
+    e, n = tl.arange(0, EP), tl.program_id(1) * BN + tl.arange(0, BN)
     s += b.to(tl.int64) * s_b + head * s_h
     v += b.to(tl.int64) * (v_b * V_ALIGN) + head * (v_h * V_ALIGN)
     g += b.to(tl.int64) * (g_b * G_ALIGN) + head * (g_h * G_ALIGN)
@@ -199,8 +210,8 @@ def local_pool_gradient(
     """Gather, over the neighbourhoods that a token is in, ``dv_j = sum_i w_ij g_i`` and
     ``ds_j = sum_i w_ij (g_i . v_j - g_i . o_i)``.
     """
-    b, head = tl.program_id(1), tl.program_id(2)
-    e, n = tl.arange(0, EP), tl.program_id(0) * BN + tl.arange(0, BN)
+    b, head = tl.program_id(0), tl.program_id(2)
+    e, n = tl.arange(0, EP), tl.program_id(1) * BN + tl.arange(0, BN)
     mask = (n < tokens)[:, None] & (e < E)[None, :]
     s += b.to(tl.int64) * s_b + head * s_h
     v += b.to(tl.int64) * (v_b * V_ALIGN) + head * (v_h * V_ALIGN)

@@ -1,8 +1,9 @@
 """Triton kernels of linear attention over features that are computed in registers, plain or focused, both directions.
 
 A program takes one image of the batch, one head and a share of the tokens, in tiles ``[tokens, channels]`` padded to
-powers of two. What it sums over tokens it keeps in registers, in float32 (float64 for float64), and writes once; the
-partial sums of all programs are added up in a fixed order afterwards: a run gives the same bits as the one before.
+powers of two. Images are the first axis of the grid, the only one that may be longer than 65,535. What a program sums
+over tokens it keeps in registers, in float32 (float64 for float64), and writes once; the partial sums of all programs
+are added up in a fixed order afterwards: a run gives the same bits as the one before.
 
 Focus takes its norms over all heads. They are measured before (:mod:`linvit.ops.focused.kernels`), as three numbers a
 token, ``stats [B, 3, N]``: the largest feature, and with t the features over it the norms of ``t`` and ``t^p``.
@@ -59,9 +60,15 @@ def power_of(t, POWER: tl.constexpr):
 
 
 @triton.jit
+def saturated(x):
+    """Return ``min(relu(x), 65504)``; a NaN stays one, as everywhere: a model that diverges has to show it."""
+    return tl.clamp(x, 0.0, 65504.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def positive(x, gain, EPS: tl.constexpr):
     """Return ``(relu(x) + eps) * gain``, saturated at float16's largest number as in eager mode."""
-    return (tl.minimum(tl.maximum(x, 0.0), 65504.0) + EPS) * gain[None, :]
+    return (saturated(x) + EPS) * gain[None, :]
 
 
 @triton.jit
@@ -94,9 +101,9 @@ def _features(x, gain, top, t_norm, y_norm, mask,
         t = positive(x, gain, EPS) / top[:, None]
         x = power_of(t, POWER) * (t_norm / y_norm * top)[:, None]
     elif FEATURES == "elu1":
-        x = tl.where(x > 0, x + 1, tl.exp(tl.minimum(x, 0.0)))
+        x = tl.where(x > 0, x + 1, tl.exp(x))
     elif FEATURES == "relu":
-        x = tl.maximum(x, 0.0)
+        x = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
     return tl.where(mask, x, 0.0)
 
 
@@ -104,7 +111,7 @@ def _features(x, gain, top, t_norm, y_norm, mask,
 def _plain_gradient(g, x, FEATURES: tl.constexpr):
     """Return the gradient of x for a gradient ``g`` of ``phi(x)``, of all features but focus."""
     if FEATURES == "elu1":
-        return tl.where(x > 0, g, g * tl.exp(tl.minimum(x, 0.0)))
+        return tl.where(x > 0, g, g * tl.exp(x))
     elif FEATURES == "relu":
         return tl.where(x > 0, g, 0.0)
     else:
@@ -132,7 +139,7 @@ def _store_summary(summary, matrix, vector, d, e, D: tl.constexpr, E: tl.constex
 @triton.jit
 def share_of(tokens, share):
     """Return the program's first token, and the one after its last."""
-    first = tl.program_id(0) * share
+    first = tl.program_id(1) * share
     return first, tl.minimum(first + share, tokens)
 
 
@@ -145,13 +152,14 @@ def summarise(
     X_LAYOUT: tl.constexpr, X_ALIGN: tl.constexpr, V_LAYOUT: tl.constexpr, V_ALIGN: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write a share's part of the keys' summary: grid (programs, B, heads x slices of the values)."""
-    program, b, head = tl.program_id(0), tl.program_id(1), tl.program_id(2) // SLICES
+    """Write a share's part of the keys' summary: grid (B, programs, heads x slices of the values)."""
+    b, program, head = tl.program_id(0), tl.program_id(1), tl.program_id(2) // SLICES
     d, e = tl.arange(0, DP), tl.program_id(2) % SLICES * EP + tl.arange(0, EP)
     first, last = share_of(tokens, share)
     x += b.to(tl.int64) * (x_b * X_ALIGN) + head * (x_h * X_ALIGN)
     v += b.to(tl.int64) * (v_b * V_ALIGN) + head * (v_h * V_ALIGN)
     scale = gain_of(gain, head, d, D, FEATURES, ACC)
+    weight = 1 / tokens.to(ACC)
     matrix = tl.zeros((DP, EP), ACC)
     vector = tl.zeros((DP,), ACC)
     for start in range(first, last, BN):
@@ -163,11 +171,12 @@ def summarise(
             tile += tl.load(positions + head * D + n[:, None] * (heads * D) + d[None, :], mask, other=0.0).to(ACC)
         top, t_norm, y_norm = stats_of(stats, b, n, tokens, FEATURES, ACC)
         phi = _features(tile, scale, top, t_norm, y_norm, mask, FEATURES, EPS, POWER)
-        values = load(v, n, e, v_mask, v_n, v_d, V_LAYOUT, V_ALIGN, ACC)
+        # Divided before they are summed: a sum of products that fit float32 need not fit itself.
+        values = load(v, n, e, v_mask, v_n, v_d, V_LAYOUT, V_ALIGN, ACC) * weight
+        vector += tl.sum(phi, axis=0) * weight
         matrix = tl.dot(tl.trans(phi), values, matrix, input_precision=PRECISION, out_dtype=ACC)
-        vector += tl.sum(phi, axis=0)
-    summary += ((program * tl.num_programs(1) + b) * heads + head).to(tl.int64) * (D * (E + 1))
-    _store_summary(summary, matrix / tokens.to(ACC), vector / tokens.to(ACC), d, e, D, E)
+    summary += ((program * tl.num_programs(0) + b) * heads + head).to(tl.int64) * (D * (E + 1))
+    _store_summary(summary, matrix, vector, d, e, D, E)
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -179,8 +188,8 @@ def look_up(
     X_LAYOUT: tl.constexpr, X_ALIGN: tl.constexpr, OUT_LAYOUT: tl.constexpr, OUT_ALIGN: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write what the queries read from the summary: grid (programs, B, heads)."""
-    b, head = tl.program_id(1), tl.program_id(2)
+    """Write what the queries read from the summary: grid (B, programs, heads)."""
+    b, head = tl.program_id(0), tl.program_id(2)
     d = tl.arange(0, DP)
     first, last = share_of(tokens, share)
     x += b.to(tl.int64) * (x_b * X_ALIGN) + head * (x_h * X_ALIGN)
@@ -212,7 +221,7 @@ def query_backward(
     X_LAYOUT: tl.constexpr, X_ALIGN: tl.constexpr, G_LAYOUT: tl.constexpr, G_ALIGN: tl.constexpr,
     DX_LAYOUT: tl.constexpr, DX_ALIGN: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write a share's part of the summary's gradient, and the queries': grid (programs, B, heads).
+    """Write a share's part of the summary's gradient, and the queries': grid (B, programs, heads).
 
     With S and z the summary, ``n_i`` the normaliser and ``o_i`` the output::
 
@@ -222,7 +231,7 @@ def query_backward(
     With focus the gradient of a query needs all heads: ``1 / n_i`` and ``-(g_i . o_i) / n_i`` are kept instead, as
     ``weights [B, h, 2, N]``, for query_gradient.
     """
-    program, b, head = tl.program_id(0), tl.program_id(1), tl.program_id(2) // SLICES
+    b, program, head = tl.program_id(0), tl.program_id(1), tl.program_id(2) // SLICES
     d, own = tl.arange(0, DP), tl.program_id(2) % SLICES * EP + tl.arange(0, EP)
     first, last = share_of(tokens, share)
     x += b.to(tl.int64) * (x_b * X_ALIGN) + head * (x_h * X_ALIGN)
@@ -240,7 +249,8 @@ def query_backward(
         tile = load(x, n, d, mask, x_n, x_d, X_LAYOUT, X_ALIGN, ACC)
         top, t_norm, y_norm = stats_of(stats, b, n, tokens, FEATURES, ACC)
         phi = _features(tile, scale, top, t_norm, y_norm, mask, FEATURES, EPS, POWER)
-        inverse = 1 / (tl.sum(phi * vector[None, :], axis=1) + EPS)
+        # Beyond the last token the normaliser is eps, which may be 0.
+        inverse = tl.where(n < tokens, 1 / (tl.sum(phi * vector[None, :], axis=1) + EPS), 0.0)
         grad = load(g, n, own, (n < tokens)[:, None] & (own < E)[None, :], g_n, g_d, G_LAYOUT, G_ALIGN, ACC)
         grad *= inverse[:, None]
         dmatrix = tl.dot(tl.trans(phi), grad, dmatrix, input_precision=PRECISION, out_dtype=ACC)
@@ -265,7 +275,7 @@ def query_backward(
             dphi = _plain_gradient(dphi + second[:, None] * vector[None, :], tile, FEATURES)
             where = where_in(n, d, dx_n, dx_d, DX_LAYOUT, DX_ALIGN)
             tl.store(dx + where, dphi.to(dx.dtype.element_ty), mask)
-    dsummary += ((program * tl.num_programs(1) + b) * heads + head).to(tl.int64) * (D * (E + 1))
+    dsummary += ((program * tl.num_programs(0) + b) * heads + head).to(tl.int64) * (D * (E + 1))
     _store_summary(dsummary, dmatrix, dvector, d, own, D, E)
 
 
@@ -284,7 +294,7 @@ def key_backward(
 
     With focus the gradient of a key needs all heads: ``phi_j . dphi_j`` is kept instead, ``along [B, h, N]``.
     """
-    b, head = tl.program_id(1), tl.program_id(2)
+    b, head = tl.program_id(0), tl.program_id(2)
     d = tl.arange(0, DP)
     first, last = share_of(tokens, share)
     x += b.to(tl.int64) * (x_b * X_ALIGN) + head * (x_h * X_ALIGN)
@@ -295,6 +305,7 @@ def key_backward(
     dsummary += (b * heads + head).to(tl.int64) * (D * (E + 1))
     scale = gain_of(gain, head, d, D, FEATURES, ACC)
     dvector = vector_of(dsummary, d, D, E)
+    weight = 1 / tokens.to(ACC)
     for start in range(first, last, BN):
         n = start + tl.arange(0, BN)
         mask = (n < tokens)[:, None] & (d < D)[None, :]
@@ -302,8 +313,7 @@ def key_backward(
         if POSITIONS:
             tile += tl.load(positions + head * D + n[:, None] * (heads * D) + d[None, :], mask, other=0.0).to(ACC)
         top, t_norm, y_norm = stats_of(stats, b, n, tokens, FEATURES, ACC)
-        phi = _features(tile, scale, top, t_norm, y_norm, mask, FEATURES, EPS, POWER)
-        phi /= tokens.to(ACC)
+        phi = _features(tile, scale, top, t_norm, y_norm, mask, FEATURES, EPS, POWER) * weight
         agreement = tl.sum(phi * dvector[None, :], axis=1)
         dphi = tl.zeros((BN, DP), ACC) + dvector[None, :]
         for column in range(0, E, EP):
@@ -321,6 +331,6 @@ def key_backward(
         if FEATURES == "focus":
             tl.store(along + n, agreement, n < tokens)
         else:
-            dphi = _plain_gradient(dphi / tokens.to(ACC), tile, FEATURES)
+            dphi = _plain_gradient(dphi * weight, tile, FEATURES)
             where = where_in(n, d, dx_n, dx_d, DX_LAYOUT, DX_ALIGN)
             tl.store(dx + where, dphi.to(dx.dtype.element_ty), mask)
