@@ -2,66 +2,119 @@
 
 import functools
 import importlib
+import operator
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
-__all__ = ["TOLERANCES", "kernels_agree", "largest_error"]
+__all__ = ["TENSORS", "TOLERANCES", "kernels_agree", "largest_error"]
 
 TOLERANCES = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 1e-4}
 """Of the largest error of an output or a gradient, relative to its largest entry; auto uses no kernels for others."""
 
+TENSORS = {
+    "linear_attention": ("q", "k", "v"),
+    "focused_linear_attention": ("q", "k", "v", "scale", "positions"),
+    "global_context": ("saliency", "v"),
+    "local_context": ("saliency", "v"),
+}
+"""The tensors that an operator takes; positions may be missing."""
 
-@torch.compiler.assume_constant_result
-def kernels_agree(name: str, device: str, dtype: torch.dtype, settings: tuple[str | float, ...]) -> bool:
+_SETTINGS = ("feature_map", "power", "eps")
+
+
+def kernels_agree(name: str, arguments: dict[str, Any]) -> bool:
     """Whether an operator's kernels agree with its reference in float64, in output and gradients, on a small case.
 
-    They are run once for each device, type and kind (what ``settings`` of the call say). If they differ, or do not run
-    at all, a warning says so in one line.
+    They are run once for each device and kind of call: the types of the tensors, the sizes of heads, and what the
+    feature map is. All of these make another binary. If they differ, or do not run at all, a warning says so in one
+    line.
+
+    Args:
+        name: The operator.
+        arguments: Those of the call, by name, with defaults.
+    """
+    tensors = {key: arguments[key] for key in TENSORS[name] if arguments[key] is not None}
+    if not all(x.dtype in TOLERANCES for x in tensors.values()):
+        return False
+    v = tensors["v"]
+    heads = arguments.get("num_heads") or (tensors["saliency"].shape[-1] if "saliency" in tensors else 1)
+    # A constant of the kernels, and so of a graph, too: index makes a number of a symbol.
+    d, e = (operator.index(x.shape[-1] // heads) for x in (tensors.get("q", v), v))
+    types = tuple((key, x.dtype) for key, x in tensors.items())
+    settings = tuple((key, arguments[key]) for key in _SETTINGS if key in arguments)
+    return _agree(name, str(v.device), types, (d, e), settings)
+
+
+@torch.compiler.assume_constant_result
+def _agree(*kind: Any) -> bool:  # a function of its own: compilers look through a cache
+    return _check(*kind)
+
+
+@functools.cache
+def _check(
+    name: str,
+    device: str,
+    types: tuple[tuple[str, torch.dtype], ...],
+    sizes: tuple[int, int],
+    settings: tuple[tuple[str, Any], ...],
+) -> bool:
+    try:
+        error = largest_error(name, device, dict(types), sizes, **dict(settings))
+    except Exception as problem:  # whatever a compiler or a driver may raise, the fast version works
+        reason = f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}"
+    else:
+        if error <= max(TOLERANCES[dtype] for _, dtype in types):
+            return True
+        reason = f"they differ from the reference by {error:.1e}"
+    kind = " and ".join(dict.fromkeys(str(dtype) for _, dtype in types))
+    warnings.warn(
+        f"linvit uses no kernels for {name} in {kind} with heads of {max(sizes)} on {device}: {reason}", stacklevel=2
+    )
+    return False
+
+
+def largest_error(
+    name: str, device: str, types: dict[str, torch.dtype], sizes: tuple[int, int] = (24, 24), **settings: Any
+) -> float:
+    """Return the largest error of the kernels' output and gradients on a small case, relative to the largest entry.
+
+    Nothing of where it is called from changes it: no inference mode, autocast, default device, or mode that counts.
 
     Args:
         name: The operator.
         device: Where to run it.
-        dtype: The type of the inputs.
-        settings: Its arguments that are neither tensors nor sizes: feature map, power, epsilon.
+        types: The types of its tensors, by name.
+        sizes: Channels of a head, of keys and of values.
+        settings: Its other arguments that are no sizes: feature map, power, epsilon.
     """
-    return dtype in TOLERANCES and _agree(name, device, dtype, settings)
-
-
-@functools.cache
-def _agree(name: str, device: str, dtype: torch.dtype, settings: tuple[str | float, ...]) -> bool:
-    try:
-        error = largest_error(name, device, dtype, settings)
-    except Exception as problem:  # whatever a compiler or a driver may raise, the fast version works
-        reason = f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}"
-    else:
-        if error <= TOLERANCES[dtype]:
-            return True
-        reason = f"they differ from the reference by {error:.1e}"
-    warnings.warn(f"linvit uses no kernels for {name} in {dtype} on {device}: {reason}", stacklevel=2)
-    return False
-
-
-def largest_error(name: str, device: str, dtype: torch.dtype, settings: tuple[str | float, ...]) -> float:
-    """Return the largest error of the kernels' output and gradients on a small case, relative to the largest entry."""
     operators: Any = importlib.import_module("linvit.ops")
-    shapes, call = _case(name, settings)
+    shapes, fixed = _case(name, *sizes)
     generator = torch.Generator().manual_seed(0)
-    tensors = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    tensors = {
+        key: torch.randn(shapes[key], generator=generator, device="cpu", dtype=torch.float32).to(dtype)
+        for key, dtype in types.items()
+    }
+    if name == "linear_attention" and settings.get("feature_map") is None:
+        tensors |= {key: tensors[key].abs() + 0.1 for key in ("q", "k")}
     results = []
     runs = (
-        (functools.partial(getattr(operators, name), backend="triton"), device, dtype),
+        (functools.partial(getattr(operators, name), backend="triton"), device, None),
         (getattr(operators, f"{name}_reference"), "cpu", torch.float64),
     )
-    with torch.enable_grad(), torch.autocast(torch.device(device).type, enabled=False):
-        for function, place, kind in runs:
-            inputs = [x.detach().to(place, kind).requires_grad_() for x in tensors]
-            output = call(function, *inputs)
-            target = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).reshape(output.shape)
-            gradients = torch.autograd.grad(output, inputs, target.to(place, kind))
+    with (
+        _disable_current_modes(),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(torch.device(device).type, enabled=False),
+    ):
+        for function, place, dtype in runs:
+            inputs = {key: x.to(place, dtype or x.dtype, copy=True).requires_grad_() for key, x in tensors.items()}
+            output = function(**inputs, **fixed, **settings)
+            target = torch.linspace(-1, 1, output.numel(), device="cpu", dtype=torch.float64).reshape(output.shape)
+            gradients = torch.autograd.grad(output, list(inputs.values()), target.to(place, dtype or output.dtype))
             results.append([x.double().cpu() for x in (output, *gradients)])
     # A NaN must not pass as agreement.
     return max(
@@ -69,23 +122,15 @@ def largest_error(name: str, device: str, dtype: torch.dtype, settings: tuple[st
     )
 
 
-def _case(name: str, settings: tuple[str | float, ...]) -> tuple[list[tuple[int, ...]], Callable[..., Tensor]]:
-    """Return the shapes of a small case, with more tokens than a program takes at a time, and how it is called."""
+def _case(name: str, d: int, e: int) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
+    """Return the shapes of a small case, with more tokens than a program takes at a time, and the sizes it is given."""
+    shapes: dict[str, tuple[int, ...]]
     if name == "linear_attention":
-        feature_map = next((x for x in settings if isinstance(x, str)), None)
-        shapes: list[tuple[int, ...]] = [(2, 2, 70, 24), (2, 2, 90, 24), (2, 2, 90, 24)]
-        if feature_map is not None:
-            return shapes, lambda function, q, k, v: function(q, k, v, 1e-6, feature_map)
-        return shapes, lambda function, q, k, v: function(q.abs() + 0.1, k.abs() + 0.1, v)
+        shapes = {"q": (2, 2, 70, d), "k": (2, 2, 90, d), "v": (2, 2, 90, e)}
+        return shapes, {}
     if name == "focused_linear_attention":
-        power = next((x for x in settings if isinstance(x, float)), 3.0)
-        return [
-            (2, 70, 48),
-            (2, 90, 48),
-            (2, 90, 48),
-            (1, 1, 48),
-            (1, 90, 48),
-        ], lambda function, q, k, v, s, p: function(q, k, v, s, 2, power, positions=p)
-    if name == "global_context":
-        return [(2, 90, 2), (2, 90, 48)], lambda function, s, v: function(s, v)
-    return [(2, 90, 2), (2, 90, 48)], lambda function, s, v: function(s, v, [9, 10], 3)
+        keys = (2, 90, 2 * d)
+        shapes = {"q": (2, 70, 2 * d), "k": keys, "v": keys, "scale": (1, 1, 2 * d), "positions": (1, 90, 2 * d)}
+        return shapes, {"num_heads": 2}
+    shapes = {"saliency": (2, 90, 2), "v": (2, 90, 2 * e)}
+    return shapes, {} if name == "global_context" else {"grid_size": [9, 10], "kernel_size": 3}

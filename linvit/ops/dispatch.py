@@ -50,7 +50,9 @@ def operator(
     """
 
     def decorate(fast: Function) -> Function:
-        arguments = list(inspect.signature(fast).parameters)
+        parameters = inspect.signature(fast).parameters
+        arguments = list(parameters)
+        defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
 
         @functools.wraps(fast)
         def call(*args, **kwargs):
@@ -67,7 +69,9 @@ def operator(
                     raise ValueError(f"{fast.__name__} has no kernels: backend must be auto, reference or torch")
                 backend = _named(backend)
                 if backend == "auto" and kernels is not None and device in _kernel_devices:
-                    backend = "triton" if _kernels_take(fast.__name__, args, kwargs) else "torch"
+                    named = defaults | dict(zip(arguments, args, strict=False)) | kwargs
+                    complete = len(named) == len(arguments)  # otherwise the fast version says what is missing
+                    backend = "triton" if complete and _kernels_take(fast.__name__, named) else "torch"
                 if backend == "reference":
                     run = reference
                 elif backend == "triton" and kernels is not None:
@@ -118,21 +122,25 @@ def _load(kernels: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
         raise ValueError("backend 'triton' needs the package triton, which is for Linux alone") from None
 
 
-def _kernels_take(name: str, args: tuple, kwargs: dict[str, Any]) -> bool:
-    """Whether "auto" gives a call to the kernels, which exports and functorch's transforms could not follow."""
+def _kernels_take(name: str, arguments: dict[str, Any]) -> bool:
+    """Whether "auto" gives a call to the kernels, which see plain tensors alone, differentiated backwards."""
     if torch.jit.is_tracing() or torch.compiler.is_exporting():
         return False
-    tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
     if not torch.compiler.is_compiling():
         # No condition on sizes where it could become one of a compiled graph.
-        if any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors):
+        if torch.autograd.forward_ad._current_level >= 0:
             return False
-        if tensors[1].numel() == 0 or tensors[1].shape[-2] < 16:  # fewer tokens than a kernel takes at a time
+        for x in arguments.values():
+            if isinstance(x, torch.Tensor):
+                plain = type(x) in (torch.Tensor, torch.nn.Parameter)  # no DTensor, no FakeTensor
+                if not plain or torch._C._functorch.is_functorch_wrapped_tensor(x):
+                    return False
+        v = arguments["v"]
+        if v.numel() == 0 or v.shape[-2] < 16:  # fewer tokens than a kernel takes at a time
             return False
     from linvit.ops.agreement import kernels_agree
 
-    settings = tuple(x for x in (*args, *kwargs.values()) if isinstance(x, (str, float)))
-    return kernels_agree(name, str(tensors[0].device), tensors[0].dtype, settings)
+    return kernels_agree(name, arguments)
 
 
 def _first(arguments: Any, kind: type) -> Any:

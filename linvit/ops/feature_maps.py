@@ -24,13 +24,18 @@ def relu(x: torch.Tensor) -> torch.Tensor:
 
 def map_features(q: torch.Tensor, k: torch.Tensor, feature_map: str | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Apply the feature map of that name, "elu1" or "relu", to queries and keys; None leaves them as they are."""
+    check_feature_map(feature_map)
     if feature_map is None:
         return q, k
     if feature_map == "elu1":
         return elu_plus_one(q), elu_plus_one(k)
-    if feature_map == "relu":
-        return relu(q), relu(k)
-    raise ValueError(f"feature_map must be None, 'elu1' or 'relu', got '{feature_map}'")
+    return relu(q), relu(k)
+
+
+def check_feature_map(feature_map: str | None) -> None:
+    """Raise a ValueError if there is no feature map of that name."""
+    if feature_map is not None and feature_map not in ("elu1", "relu"):
+        raise ValueError(f"feature_map must be None, 'elu1' or 'relu', got '{feature_map}'")
 
 
 def focus_reference(x: torch.Tensor, power: float = 3.0) -> torch.Tensor:

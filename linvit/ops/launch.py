@@ -12,15 +12,16 @@ __all__ = [
     "INTERPRETED",
     "accumulator",
     "alike",
+    "check_supported",
     "launch",
     "layout",
+    "once",
     "pool_tile",
     "power_of_two",
     "precision",
     "shares",
     "strides",
     "tile",
-    "unsupported",
 ]
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
@@ -47,9 +48,10 @@ def power_of_two(n: int) -> int:
 
 
 MAX_HEAD_SIZE = 128
+MAX_PROGRAMS = 65535  # of the second and third axis of a grid
 
 
-def unsupported(x: Tensor, *head_sizes: int) -> None:
+def check_supported(x: Tensor, *head_sizes: int) -> None:
     """Raise a ValueError if kernels cannot take ``x`` and others of its device, or heads of such sizes."""
     if x.device.type != "cuda" and not (INTERPRETED and x.device.type == "cpu"):
         raise ValueError(
@@ -151,10 +153,21 @@ def shares(tokens: int, others: int, block: int, device: torch.device) -> tuple[
     return triton.cdiv(blocks, share), share * block
 
 
+def once(backward: torch.library.CustomOpDef) -> None:
+    """Have an operator that is a gradient say, in one line, that it has none itself."""
+
+    def refuse(*_) -> None:
+        raise RuntimeError("linvit's kernels can be differentiated once; backend='torch' can be so any number of times")
+
+    backward.register_autograd(refuse)
+
+
 def launch(kernel, grid: tuple[int, ...], device: torch.device, **arguments) -> None:
     """Run a kernel on the device of its tensors, if there is anything to do; it takes what it has a parameter for."""
     if 0 in grid:
         return
+    if max(grid[1:]) > MAX_PROGRAMS:
+        raise ValueError(f"{kernel.__name__} takes at most {MAX_PROGRAMS} heads, and blocks of tokens, got {grid[1:]}")
     names = kernel.arg_names
     chosen = {name: value for name, value in arguments.items() if name in names or name in ("num_warps", "num_stages")}
     if device.type == "cuda":

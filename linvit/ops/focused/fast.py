@@ -11,7 +11,7 @@ from linvit.ops.focused.reference import focused_linear_attention_reference
 from linvit.ops.heads import merge_heads, split_heads
 from linvit.ops.precision import accumulation_dtype
 
-__all__ = ["focused_linear_attention"]
+__all__ = ["check_shapes", "focused_linear_attention"]
 
 
 def _kernels() -> Callable[..., torch.Tensor]:
@@ -50,7 +50,12 @@ def focused_linear_attention(
 
     Returns:
         ``[B, N, C]`` in the type of ``v``.
+
+    Raises:
+        ValueError: The shapes do not fit together, or the heads do not share the channels.
     """
+    if not torch.jit.is_scripting():
+        check_shapes(q, k, v, scale, num_heads)
     if positions is not None:
         k = k + positions
     acc = accumulation_dtype(v)
@@ -65,6 +70,25 @@ def focused_linear_attention(
                 return _in_chunks(q, k, v, gain, size, num_heads, power, eps, rows)
     context, k_mean = _summarise(k, v, gain, size / k.shape[1], num_heads, power, eps)
     return _look_up(q, context, k_mean, gain, size, power, eps).to(v.dtype)
+
+
+def check_shapes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: torch.Tensor, num_heads: int) -> None:
+    """Raise a ValueError if the shapes do not fit together; kernels would read beyond the tensors."""
+    if torch.jit.is_tracing():  # sizes are tensors there
+        return
+    fits = (
+        q.ndim == k.ndim == v.ndim == 3
+        and q.shape[0] == k.shape[0] == v.shape[0]
+        and k.shape[1] == v.shape[1]
+        and q.shape[2] == k.shape[2] == v.shape[2] == scale.numel()
+    )
+    if not fits:
+        raise ValueError(
+            "focused_linear_attention takes q [B, N, C], k and v [B, M, C] and a scale of C entries, "
+            f"got q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)} and scale {list(scale.shape)}"
+        )
+    if q.shape[2] % num_heads != 0:
+        raise ValueError(f"num_heads must divide the {q.shape[2]} channels, got {num_heads}")
 
 
 _CHUNK = 2**18

@@ -5,11 +5,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from linvit.ops.focused import kernels
+from linvit.ops.focused.fast import check_shapes
 from linvit.ops.heads import merge_heads, split_heads
-from linvit.ops.launch import accumulator, alike, launch, shares, strides, tile, unsupported
-from linvit.ops.linear.fused import Call
+from linvit.ops.launch import accumulator, alike, check_supported, launch, once, shares, strides, tile
+from linvit.ops.linear.fused import Call, count_products
 
 __all__ = ["focused_linear_attention"]
 
@@ -24,7 +26,7 @@ def _measure(call: Call, x: Tensor, gain: Tensor, positions: Tensor | None = Non
     tensors = {"x": x, "positions": x if positions is None else positions, "gain": gain, "stats": stats}
     launch(
         kernels.measure,
-        (programs, call.batch),
+        (call.batch, programs),
         call.device,
         **(call.constants | constants | arguments | tensors | strides(x=x)),
     )
@@ -88,6 +90,17 @@ def _(grad, q, k, v, gain, positions, summary, q_stats, k_stats, power, eps):
     return alike(q, q.shape[3]), alike(k, k.shape[3]), alike(v, v.shape[3]), dgain
 
 
+once(_backward)
+
+
+@register_flop_formula(torch.ops.linvit.focused_linear_attention_backward)
+def _(grad, q, k, v, *_, **__):
+    return 2 * count_products(q, k, v)
+
+
+register_flop_formula(torch.ops.linvit.focused_linear_attention)(count_products)
+
+
 def _setup(ctx: Any, inputs, output) -> None:
     q, k, v, gain, positions, ctx.power, ctx.eps = inputs
     ctx.save_for_backward(q, k, v, gain, positions, *output[1:])
@@ -117,8 +130,10 @@ def focused_linear_attention(
     positions: Tensor | None = None,
 ) -> Tensor:
     """:func:`linvit.ops.focused_linear_attention` by the kernels."""
-    width = q.shape[2] // num_heads
-    unsupported(q, width, v.shape[2] // num_heads)
+    check_shapes(q, k, v, scale, num_heads)
+    check_supported(q, q.shape[2] // num_heads)
+    if positions is not None and positions.shape != (1, *k.shape[1:]):  # one for every image, or for all tokens
+        k, positions = k + positions, None
     gain = (1 / F.softplus(scale.to(accumulator(q.dtype)[0]))).flatten()
     q, k, v = split_heads(q, num_heads), split_heads(k, num_heads), split_heads(v, num_heads)
     positions = None if positions is None else positions.contiguous()

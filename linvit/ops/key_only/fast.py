@@ -9,7 +9,15 @@ from linvit.ops.dispatch import operator
 from linvit.ops.key_only.reference import global_context_reference, local_context_reference
 from linvit.ops.precision import accumulation_dtype
 
-__all__ = ["global_context", "key_saliency", "local_context", "modulate", "unite"]
+__all__ = [
+    "check_neighbourhoods",
+    "check_shapes",
+    "global_context",
+    "key_saliency",
+    "local_context",
+    "modulate",
+    "unite",
+]
 
 
 @operator()
@@ -58,7 +66,7 @@ def global_context(saliency: torch.Tensor, v: torch.Tensor, backend: str = "auto
         ValueError: The shapes do not fit together.
     """
     if not torch.jit.is_scripting():
-        _check_shapes("global_context", saliency, v)
+        check_shapes("global_context", saliency, v)
     B, N = v.shape[:2]
     acc = accumulation_dtype(v)
     weights = saliency.to(acc).softmax(dim=1).unsqueeze(-1)
@@ -97,12 +105,10 @@ def local_context(
         ``[B, H W, C]`` in the type of ``v``.
 
     Raises:
-        ValueError: The shapes do not fit together or to the grid.
+        ValueError: The shapes do not fit together or to the grid, or the kernel size is even.
     """
     if not torch.jit.is_scripting():
-        _check_shapes("local_context", saliency, v)
-        if v.shape[1] != grid_size[0] * grid_size[1]:
-            raise ValueError(f"got {v.shape[1]} tokens for a grid of {grid_size[0]} x {grid_size[1]}")
+        check_neighbourhoods(saliency, v, grid_size, kernel_size)
     # Pooling exp(s - m) v and exp(s - m) needs one m for the whole map, and wherever all saliencies lie 104 below it
     # (87 without subnormals) both pools are 0 in float32. So every neighbourhood carries its own m: a triple (m, sum of
     # exp(s - m) v, sum of exp(s - m)) stands for a set of tokens, and the triples of disjoint sets add up to the one of
@@ -153,10 +159,22 @@ def modulate(v: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
     return product.to(v.dtype)
 
 
-def _check_shapes(name: str, saliency: torch.Tensor, v: torch.Tensor) -> None:
+def check_shapes(name: str, saliency: torch.Tensor, v: torch.Tensor) -> None:
+    """Raise a ValueError if the shapes do not fit together; kernels would read beyond the tensors."""
+    if torch.jit.is_tracing():  # sizes are tensors there
+        return
     fits = saliency.ndim == v.ndim == 3 and saliency.shape[:2] == v.shape[:2] and v.shape[2] % saliency.shape[2] == 0
     if not fits:
         raise ValueError(
             f"{name} takes saliency [B, N, h] and v [B, N, C] with C a multiple of h, "
             f"got saliency {list(saliency.shape)} and v {list(v.shape)}"
         )
+
+
+def check_neighbourhoods(saliency: torch.Tensor, v: torch.Tensor, grid_size: list[int], kernel_size: int) -> None:
+    """Raise a ValueError if local_context could not take these."""
+    check_shapes("local_context", saliency, v)
+    if not torch.jit.is_tracing() and v.shape[1] != grid_size[0] * grid_size[1]:
+        raise ValueError(f"got {v.shape[1]} tokens for a grid of {grid_size[0]} x {grid_size[1]}")
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size must be odd, got {kernel_size}")

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from linvit.ops.heads import merge_heads, split_heads
 from linvit.ops.key_only import kernels
-from linvit.ops.launch import accumulator, alike, launch, pool_tile, shares, strides, unsupported
+from linvit.ops.key_only.fast import check_neighbourhoods, check_shapes
+from linvit.ops.launch import accumulator, alike, check_supported, launch, once, pool_tile, shares, strides
 
 __all__ = ["global_context", "local_context"]
 
@@ -31,7 +32,7 @@ def _global(saliency: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     arguments, dtype = _arguments(saliency, v), accumulator(v.dtype)[0]
     programs, share = shares(N, B * h, arguments["BN"], v.device)
     part = v.new_empty(programs, B, h, E + 2, dtype=dtype)
-    launch(kernels.pool, (programs, B, h), v.device, part=part, share=share, **arguments)
+    launch(kernels.pool, (B, programs, h), v.device, part=part, share=share, **arguments)
     context, level = v.new_empty(B, h, E, dtype=dtype), v.new_empty(B, h, 2, dtype=dtype)
     arguments |= {"part": part, "context": context, "level": level, "programs": programs}
     launch(kernels.unite, (B, h), v.device, **arguments)
@@ -54,13 +55,16 @@ def _global_backward(
     arguments = _arguments(saliency, v, dv=dv)
     programs, share = shares(N, B * h, arguments["BN"], v.device)
     tensors = {"g": grad.contiguous(), "context": context, "level": level, "ds": ds}
-    launch(kernels.pool_gradient, (programs, B, h), v.device, share=share, **arguments, **tensors)
+    launch(kernels.pool_gradient, (B, programs, h), v.device, share=share, **arguments, **tensors)
     return ds, dv
 
 
 @_global_backward.register_fake
 def _(grad, saliency, v, context, level):
     return saliency.new_empty(v.shape[:3]), alike(v, v.shape[3])
+
+
+once(_global_backward)
 
 
 def _global_setup(ctx: Any, inputs, output) -> None:
@@ -79,7 +83,7 @@ _global.register_autograd(_global_gradient, setup_context=_global_setup)
 def _neighbourhoods(saliency: Tensor, v: Tensor, height: int, width: int, kernel_size: int, **strided: Tensor):
     """Return the grid of the local kernels, and what all of them take."""
     arguments = _arguments(saliency, v, **strided) | {"height": height, "width": width, "reach": kernel_size // 2}
-    return (triton.cdiv(v.shape[2], arguments["BN"]), v.shape[0], v.shape[1]), arguments
+    return (v.shape[0], triton.cdiv(v.shape[2], arguments["BN"]), v.shape[1]), arguments
 
 
 @torch.library.custom_op("linvit::local_context", mutates_args=())
@@ -112,6 +116,9 @@ def _(grad, saliency, v, height, width, kernel_size):
     return saliency.new_empty(v.shape[:3]), alike(v, v.shape[3])
 
 
+once(_local_backward)
+
+
 def _local_setup(ctx: Any, inputs, output) -> None:
     saliency, v, *ctx.sizes = inputs
     ctx.save_for_backward(saliency, v)
@@ -127,14 +134,16 @@ _local.register_autograd(_local_gradient, setup_context=_local_setup)
 
 def global_context(saliency: Tensor, v: Tensor) -> Tensor:
     """:func:`linvit.ops.global_context` by the kernels."""
+    check_shapes("global_context", saliency, v)
     heads = saliency.shape[2]
-    unsupported(v, v.shape[2] // heads)
+    check_supported(v, v.shape[2] // heads)
     context, _ = _global(saliency, split_heads(v, heads))
     return context.flatten(1).unsqueeze(1).to(v.dtype)
 
 
 def local_context(saliency: Tensor, v: Tensor, grid_size: list[int], kernel_size: int) -> Tensor:
     """:func:`linvit.ops.local_context` by the kernels."""
+    check_neighbourhoods(saliency, v, grid_size, kernel_size)
     heads = saliency.shape[2]
-    unsupported(v, v.shape[2] // heads)
+    check_supported(v, v.shape[2] // heads)
     return merge_heads(_local(saliency, split_heads(v, heads), grid_size[0], grid_size[1], kernel_size))

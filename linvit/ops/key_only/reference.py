@@ -26,8 +26,8 @@ def local_context_reference(
     saliency: torch.Tensor, v: torch.Tensor, grid_size: list[int], kernel_size: int
 ) -> torch.Tensor:
     """The formula with the ``N x N`` weights of each head written out, zero outside the neighbourhoods; quadratic."""
-    rows = torch.arange(grid_size[0]).repeat_interleave(grid_size[1])
-    cols = torch.arange(grid_size[1]).repeat(grid_size[0])
+    rows = torch.arange(grid_size[0], device=saliency.device).repeat_interleave(grid_size[1])
+    cols = torch.arange(grid_size[1], device=saliency.device).repeat(grid_size[0])
     reach = kernel_size // 2
     near = ((rows[:, None] - rows).abs() <= reach) & ((cols[:, None] - cols).abs() <= reach)
     logits = saliency.transpose(1, 2).unsqueeze(2).masked_fill(~near, -torch.inf)  # [B, h, N, N]

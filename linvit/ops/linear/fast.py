@@ -9,7 +9,7 @@ from linvit.ops.feature_maps import map_features
 from linvit.ops.linear.reference import linear_attention_reference
 from linvit.ops.precision import accumulation_dtype
 
-__all__ = ["linear_attention"]
+__all__ = ["check_shapes", "linear_attention"]
 
 
 def _kernels() -> Callable[..., torch.Tensor]:
@@ -49,7 +49,7 @@ def linear_attention(
         ValueError: The shapes do not fit together, or another feature map.
     """
     if not torch.jit.is_scripting():
-        _check_shapes(q, k, v)
+        check_shapes(q, k, v)
     q, k = map_features(q, k, feature_map)
     acc = accumulation_dtype(v)
     q = q.to(acc)
@@ -59,7 +59,10 @@ def linear_attention(
     return (q @ context / (normaliser + eps)).to(v.dtype)
 
 
-def _check_shapes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+def check_shapes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    """Raise a ValueError if the shapes do not fit together; kernels would read beyond the tensors."""
+    if torch.jit.is_tracing():  # sizes are tensors there
+        return
     fits = (
         q.ndim == k.ndim == v.ndim == 4
         and q.shape[:2] == k.shape[:2] == v.shape[:2]

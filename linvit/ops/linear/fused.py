@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
-from linvit.ops.launch import accumulator, alike, launch, precision, shares, strides, tile, unsupported
+from linvit.ops.feature_maps import check_feature_map
+from linvit.ops.launch import accumulator, alike, check_supported, launch, once, precision, shares, strides, tile
 from linvit.ops.linear import kernels
+from linvit.ops.linear.fast import check_shapes
 
-__all__ = ["Call", "linear_attention"]
+__all__ = ["Call", "count_products", "linear_attention"]
 
 
 class Call:
@@ -30,7 +33,7 @@ class Call:
         constants = tile(self.d, self.e, kernel, self.input_type, self.constants["FEATURES"] == "focus")
         parts = self.heads * (constants["SLICES"] if kernel in ("summarise", "query_backward") else 1)
         programs, share = shares(tokens, self.batch * parts, constants["BN"], self.device)
-        return (programs, self.batch, parts), {"tokens": tokens, "share": share, "heads": self.heads} | constants
+        return (self.batch, programs, parts), {"tokens": tokens, "share": share, "heads": self.heads} | constants
 
     def run(self, kernel, tokens: int, strided: dict[str, Tensor], **tensors: Tensor | None) -> None:
         """Launch a kernel; ``strided`` are the tensors whose strides it takes. One it does not use may be None."""
@@ -41,7 +44,7 @@ class Call:
 
     def partial(self, tokens: int, kernel: str, *sizes: int) -> Tensor:
         """Return room for what every program of a kernel sums up, ``[programs, B, h, ...]``."""
-        (programs, *_), _ = self.grid(tokens, kernel)
+        (_, programs, _), _ = self.grid(tokens, kernel)
         return torch.empty(programs, self.batch, self.heads, *sizes, dtype=self.dtype, device=self.device)
 
     def forward(self, q, k, v, *, positions=None, gain=None, q_stats=None, k_stats=None) -> tuple[Tensor, Tensor]:
@@ -96,6 +99,23 @@ def _(grad, q, k, v, summary, features, eps):
     return alike(q, q.shape[3]), alike(k, k.shape[3]), alike(v, v.shape[3])
 
 
+once(_backward)
+
+
+def count_products(q: list[int], k: list[int], v: list[int], *_, out_shape=None, **__) -> int:
+    """Return the operations of the forward pass's products, as torch's ``FlopCounterMode`` counts them."""
+    B, h, N, d = q
+    return 2 * B * h * d * (k[2] * v[3] + N * v[3] + N)
+
+
+@register_flop_formula(torch.ops.linvit.linear_attention_backward)
+def _(grad, q, k, v, *_, **__):
+    return 2 * count_products(q, k, v)
+
+
+register_flop_formula(torch.ops.linvit.linear_attention)(count_products)
+
+
 def _setup(ctx: Any, inputs, output) -> None:
     q, k, v, ctx.features, ctx.eps = inputs
     ctx.save_for_backward(q, k, v, output[1])
@@ -112,5 +132,7 @@ _forward.register_autograd(_gradient, setup_context=_setup)
 
 def linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 1e-6, feature_map: str | None = None) -> Tensor:
     """:func:`linvit.ops.linear_attention` by the kernels."""
-    unsupported(q, q.shape[3], v.shape[3])
+    check_shapes(q, k, v)
+    check_feature_map(feature_map)
+    check_supported(q, q.shape[3], v.shape[3])
     return _forward(q, k, v, feature_map or "none", float(eps))[0]
