@@ -84,6 +84,7 @@ def test_table_and_chart_of_a_made_up_record(script, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_rehearsal(tmp_path):
     """Every step on a CPU, with inductor and the interpreter; a second call measures nothing again."""
     out, chart = tmp_path / "record.json", tmp_path / "chart.png"
@@ -99,4 +100,7 @@ def test_rehearsal(tmp_path):
     for cell in cells[1:]:
         assert {"kernels", "compiled", "softmax"} <= set(cell["raw"]["seconds"])
     assert chart.is_file()
+    table = out.with_suffix(".md").read_text().split("\n\n")[1]
+    assert table in result.stdout
+    assert table.count("\n") == 2 + 3 * 2 + 2
     assert result.stdout.count("tokens': 20") == 0

@@ -84,6 +84,7 @@ def test_heads_between_powers_of_two_choose_what_was_compiled(dtype, hip):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
 def test_every_configuration(tmp_path, target):
     """Compiled anew, from the kernels as they are now."""

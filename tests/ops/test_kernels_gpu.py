@@ -52,6 +52,12 @@ def test_pools(dtype, size):
     compare_pools(dtype, *size, 3, 21, 3, 2, "cuda")
 
 
+def test_more_images_than_an_axis_of_a_grid_has():
+    compare_linear(torch.float32, "elu1", "contiguous", 3, 5, 8, 8, 70_000, 1, "cuda", exact_linear)
+    compare_focused(torch.float32, 3.0, 3, 5, 1, 8, 70_000, False, "cuda", exact_focused)
+    compare_pools(torch.float32, 2, 2, 1, 8, 3, 70_000, "cuda")
+
+
 def test_auto_is_the_kernels():
     q, k, v = (random(1, 2, 300, 32, dtype=torch.bfloat16, device="cuda", seed=i) for i in range(3))
     assert torch.equal(
