@@ -154,7 +154,9 @@ def test_many_tokens(tokens, monkeypatch):
     if tokens > 1000:
         for module, name in ((linear, "tile"), (focused, "tile"), (key_only, "pool_tile")):
             chosen = getattr(module, name)
-            monkeypatch.setattr(module, name, lambda *args, chosen=chosen, **named: chosen(*args, **named) | {"BN": 1024})
+            monkeypatch.setattr(
+                module, name, lambda *args, chosen=chosen, **named: chosen(*args, **named) | {"BN": 1024}
+            )
     compare_linear(
         B16, "elu1", "projection", tokens, tokens, 8, 8, heads=1, exact=lambda *a: ops.linear_attention(*a, "torch")
     )
