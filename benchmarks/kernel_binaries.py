@@ -4,7 +4,7 @@
 
 Registers, spilled bytes and shared memory are read off the binaries (by NVIDIA's cuobjdump, which Triton brings along,
 and from the metadata in AMD's assembly), the widest load off the assembly; the occupancy follows from them. Takes about
-20 minutes on one core, and goes on where it was stopped.
+5 minutes on one core, and goes on where it was stopped.
 """
 
 import argparse
