@@ -1,5 +1,6 @@
 """What of a traced model is held in 8 bits: all of it."""
 
+import math
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ _MOVING = {
     _aten.reshape.default,
     _aten.view.default,
     _aten.flatten.using_ints,
+    _aten.unflatten.int,
     _aten.unsqueeze.default,
     _aten.squeeze.dim,
     _aten.slice.Tensor,
@@ -91,7 +93,8 @@ class FullQuantizer(Quantizer):
     """Annotates every tensor of numbers: activations with one range each, weights with one for each channel.
 
     Biases stay as they are: runtimes hold them in 32 bits, with the scale of what they are added to. What is divided by
-    has 16 bits, and a floor of one step, so that nothing is divided by zero.
+    has 16 bits, and a floor of one step, so that nothing is divided by zero. What can be minus infinity stays in float,
+    up to the softmax or exponential that makes a zero of it.
     """
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
@@ -113,14 +116,14 @@ class FullQuantizer(Quantizer):
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Say of each node how its inputs and its output are held."""
-        wide = _wide(model)
+        wide, unbounded = _wide(model), _unbounded(model)
         for node in model.graph.nodes:
-            if node.op != "call_function" or not (_is_numbers(node) or node.target in _PARTS):
+            if node.op != "call_function" or not (_is_numbers(node) or node.target in _PARTS) or node in unbounded:
                 continue
             inputs: dict[Node, QuantizationSpecBase | None] = {}
             for place, source in enumerate(node.args):
                 for each in source if isinstance(source, (list, tuple)) else [source]:
-                    if not isinstance(each, Node) or not _is_numbers(each) or _is_floor(each):
+                    if not isinstance(each, Node) or not _is_numbers(each) or _is_floor(each) or each in unbounded:
                         continue
                     if node.target in _WEIGHTED and place == 1:
                         inputs[each] = WEIGHT
@@ -154,6 +157,16 @@ def _wide(model: GraphModule) -> set[Node]:
         ):
             wide.add(node)
     return wide
+
+
+def _unbounded(model: GraphModule) -> set[Node]:
+    """Find what can be minus infinity, which no range of integers has: masks, and what hides behind them."""
+    found: set[Node] = set()
+    passing = {_aten.where.self, _aten.maximum.default, _aten.sub.Tensor, *_MOVING}
+    for node in model.graph.nodes:
+        if -math.inf in node.args or (node.target in passing and not found.isdisjoint(node.all_input_nodes)):
+            found.add(node)
+    return found
 
 
 def is_layer(node: Node) -> bool:
