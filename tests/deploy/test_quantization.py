@@ -1,6 +1,8 @@
 """Whole graphs in 8 bits: nothing is left in float, files compute what was calibrated, the report names what loses."""
 
 import copy
+import subprocess
+import sys
 
 import onnx
 import pytest
@@ -9,9 +11,11 @@ import torch
 
 import linvit
 from linvit.deploy import export_model, find_format, fuse
+from linvit.deploy.job import Job
 from linvit.deploy.quantization import QuantizedModel, quantize, sensitivity
-from linvit.deploy.quantization.model import fake_quantized
+from linvit.deploy.quantization.model import calibrate, converted, fake_quantized
 from tests.conftest import CLASSES
+from tests.deploy.test_families import SMALL
 
 
 def images(batch: int = 3) -> torch.Tensor:
@@ -65,7 +69,8 @@ def test_file_in_8_bits_computes_what_was_calibrated(model, quantized, tmp_path)
     assert {tensor.data_type for tensor in kernels} == {onnx.TensorProto.INT8}
 
 
-def test_trained_in_8_bits_it_is_saved_loaded_and_exported_with_its_ranges(quantized, tmp_path):
+@pytest.mark.parametrize("format", ["onnx", pytest.param("executorch", marks=pytest.mark.slow)])
+def test_trained_in_8_bits_it_is_saved_loaded_and_exported_with_its_ranges(format, quantized, tmp_path):
     trained = copy.deepcopy(quantized)
     trained.train()
     trained(3 * images(8))  # other ranges than calibrated ones
@@ -75,10 +80,10 @@ def test_trained_in_8_bits_it_is_saved_loaded_and_exported_with_its_ranges(quant
     assert isinstance(again, QuantizedModel)
     with torch.no_grad():
         torch.testing.assert_close(again(images()), trained(images()))
-    export = export_model(again, tmp_path / "m.onnx", "onnx", images(), precision="int8-full")
+    export = export_model(again, tmp_path / "m", format, images(), precision="int8-full")
     assert export.check.mean_error < 0.02
     with pytest.raises(ValueError, match="was trained in 8 bits: export its logits, at its size, with --precision"):
-        export_model(again, tmp_path / "n.onnx", "onnx", images())
+        export_model(again, tmp_path / "n", format, images())
     with pytest.raises(ValueError, match="images of one size, 32x32, got 64x64"):
         again(torch.zeros(1, 3, 64, 64))
 
@@ -103,6 +108,67 @@ def test_ranges_follow_in_training_until_frozen(quantized):
     assert sum(p.grad is not None for p in trained.parameters()) > 20
 
 
+class Masked(torch.nn.Module):
+    """The mask of windows and the padding of neighbourhoods."""
+
+    def __init__(self):
+        super().__init__()
+        self.qk = torch.nn.Conv2d(3, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k = self.qk(x).flatten(2).transpose(1, 2).chunk(2, dim=2)
+        logits = q @ k.transpose(1, 2)
+        near = torch.arange(16).unsqueeze(1) >= torch.arange(16)
+        weights = torch.where(near, logits, torch.full_like(logits, float("-inf"))).softmax(dim=2)
+        top = torch.nn.functional.pad(logits, (1, 0), value=float("-inf"))
+        highest = torch.maximum(top.narrow(2, 0, 16), logits)
+        return torch.cat((weights, torch.exp(logits - highest), logits), dim=1).mean(dim=2)
+
+
+def test_masks_of_minus_infinity_spoil_no_range():
+    torch.manual_seed(0)
+    model, x = Masked().eval(), torch.randn(16, 3, 4, 4)
+    graph = fake_quantized(model, x[:2])
+    calibrate(graph, x)
+    with torch.no_grad():
+        assert 0 < error(graph(x), model(x)) < 0.02
+        torch.testing.assert_close(converted(graph)(x), graph(x))
+
+
+class Small(torch.nn.Module):
+    """What XNNPACK refuses in 8 bits: different scales side by side, and 16 bits under a fraction."""
+
+    def __init__(self):
+        super().__init__()
+        self.expand, self.local = torch.nn.Conv2d(3, 16, 1), torch.nn.Conv2d(16, 16, 3, padding=1, groups=16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide, positive = self.expand(x).chunk(2, dim=1)
+        y = torch.cat((10 * wide, positive.relu()), dim=1)
+        weights = torch.nn.functional.gelu(self.local(y)).flatten(2).exp()
+        return (weights / (weights.sum(dim=2, keepdim=True) + 1e-6) * y.flatten(2)).sum(dim=2)
+
+
+def test_executorch_computes_what_was_calibrated_in_its_own_kernels(tmp_path):
+    torch.manual_seed(0)
+    model, x = Small().eval(), torch.randn(16, 3, 4, 4)
+    graph = fake_quantized(model, x[:2])
+    calibrate(graph, x)
+    job = Job(converted(graph), model, x[:2], ("logits",), precision="int8-full")
+    find_format("executorch").write(job, tmp_path / "m.pte")
+    # In a process of its own: the runtime must find the kernels by itself.
+    torch.save(x, tmp_path / "x.pt")
+    code = (
+        "import pathlib, sys, torch; from linvit.deploy import find_format; folder = pathlib.Path(sys.argv[1]);"
+        "run = find_format('executorch').load(folder / 'm.pte');"
+        "torch.save(run(torch.load(folder / 'x.pt')), folder / 'y.pt')"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True, capture_output=True)
+    (y,) = torch.load(tmp_path / "y.pt")
+    with torch.no_grad():
+        assert error(y, graph(x)) < 0.01
+
+
 def test_report_names_the_layer_that_loses_most(model):
     spoilt = copy.deepcopy(model)
     with torch.no_grad():  # one large channel leaves the others few steps
@@ -117,7 +183,10 @@ def test_report_names_the_layer_that_loses_most(model):
 
 
 @pytest.mark.slow
-def test_deit_goes_through_with_its_class_token():
-    model = timm.create_model("flatten_deit_tiny", img_size=32, depth=2, embed_dim=48, num_classes=3).eval()
+@pytest.mark.parametrize("name", SMALL)
+def test_family_goes_through(name):
+    torch.manual_seed(0)
+    model = timm.create_model(name, img_size=96, num_classes=5, **SMALL[name]).eval()
+    photos = torch.randn(24, 3, 96, 96)
     with torch.no_grad():
-        assert quantize(model, (32, 32), images(24))(images()).isfinite().all()
+        assert 0 < error(quantize(model, (96, 96), photos)(photos[:5]), model(photos[:5])) < 0.1

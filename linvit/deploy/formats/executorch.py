@@ -18,13 +18,14 @@ def write(job: Job, path: Path) -> None:
     with quiet():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
+        from executorch.kernels import quantized  # noqa: F401  # what rounds where XNNPACK does not
     program = job.program(dynamic_batch=False)
     with quiet():
         if job.precision == "int8":
             program = _quantized(program, job)
         elif job.precision == "float16":
             program = program.run_decompositions(_NORMS)
-        edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner(configs=_configs())])
         path.write_bytes(edge.to_executorch().buffer)
     path.with_suffix(".json").write_text(json.dumps(job.metadata, indent=1))
 
@@ -39,6 +40,7 @@ def load(path: Path, threads: int | None = None, precision: str = "float32") -> 
     Raises:
         ValueError: The backend refuses what it was given.
     """
+    from executorch.kernels import quantized  # noqa: F401  # the runtime finds them among torch's
     from executorch.runtime import Runtime
 
     program = Runtime.get().load_program(str(path))
@@ -92,6 +94,30 @@ def _quantized(program: Any, job: Job) -> Any:
     return torch.export.export(convert_pt2e(observed), (job.example[:1],))
 
 
+def _configs() -> list[Any]:
+    """Return what XNNPACK takes, in a form that leaves to other kernels what it would refuse the whole program for.
+
+    These are integers of 16 bits, and what moves integers, or joins them, from one scale to another.
+    """
+    from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
+
+    return [_careful(config) for config in ALL_PARTITIONER_CONFIGS]
+
+
+def _careful(config: Any) -> Any:
+    class Careful(config):
+        def check_constraints(self, node: Any, ep: Any) -> bool:
+            near = (node, *node.all_input_nodes, *node.users)
+            roundings = [each.args for each in near if "quantize_per_tensor" in str(each.target)]
+            scales = {(scale, zero_point) for _, scale, zero_point, *_ in roundings}
+            moves = any(word in node.target.__name__ for word in ("cat", "pad", "permute", "slice", "squeeze", "view"))
+            if any(torch.int16 in args for args in roundings) or (moves and len(scales) > 1):
+                return False
+            return bool(super().check_constraints(node, ep))
+
+    return Careful
+
+
 def _is_dense(node: Any) -> bool:
     """Tell whether a node of a traced program is a linear layer, or a convolution in one group."""
     groups = node.args[6] if len(node.args) > 6 else 1
@@ -106,7 +132,7 @@ FORMAT = Format(
     purpose="Android and iOS, PyTorch's runtime",
     suffix=".pte",
     companions=(".json",),
-    precisions=("float32", "float16", "int8"),
+    precisions=("float32", "float16", "int8", "int8-full"),
     any_batch=False,
     any_size=False,
     any_threads=False,
