@@ -12,6 +12,7 @@ import torch
 
 import linvit
 from linvit.deploy import FORMATS, export_model
+from linvit.deploy.quantization import quantize
 from tests.conftest import CLASSES
 from tests.deploy.test_families import SMALL
 
@@ -47,6 +48,49 @@ def refused_by_gpus(path) -> str:
     return "\n".join(line for line in text.splitlines() if "COMPATIBILITY WARNING" in line)
 
 
+IN_FLOAT = {"ADD", "BATCH_MATMUL", "DEQUANTIZE", "DIV", "EXP", "MEAN", "RESHAPE", "RSQRT", "SQUARED_DIFFERENCE", "SUM"}
+"""What a division needs, an exponential, which has no kernel in 8 bits, and the output."""
+
+
+def left_in_float(path) -> set[str]:
+    """Return the kinds of operators that return numbers in float32."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes(), 0))
+    (graph,) = model.subgraphs
+    kinds = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
+    codes = [kinds[max(code.builtinCode, code.deprecatedBuiltinCode)] for code in model.operatorCodes]
+    in_float = [each for each in graph.operators if graph.tensors[each.outputs[0]].type == schema.TensorType.FLOAT32]
+    return {codes[each.opcodeIndex] for each in in_float}
+
+
+def test_what_was_trained_in_8_bits_is_exported_with_ranges_found_anew(run_folder, tmp_path):
+    model = quantize(linvit.load_model(run_folder), (32, 32))
+    with torch.no_grad():
+        for parameter in model.graph.parameters():  # other weights than those that it began with
+            parameter.add_(
+                parameter.abs().mean() * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+            )
+    model.calibrate(images(24))
+    with pytest.raises(ValueError, match="LiteRT finds ranges anew, of trained models, too: give --calibration"):
+        export_model(model, tmp_path / "m.tflite", "litert", images(), precision="int8-full")
+    options = {"precision": "int8-full", "calibration": images(24)}
+    export_model(model, tmp_path / "m.tflite", "litert", images(), **options)
+    (logits,) = FORMATS["litert"].load(tmp_path / "m.tflite")(images(5))
+    with torch.no_grad():
+        expected = model(images(5))
+    assert ((logits - expected).abs().mean() / expected.abs().max()).item() < 0.1
+
+
+@pytest.mark.slow
+def test_masks_of_windows_hide_in_8_bits_too(tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model("flatten_swin_tiny", img_size=96, num_classes=5, **SMALL["flatten_swin_tiny"]).eval()
+    options = {"precision": "int8-full", "calibration": images(24, 96), "img_size": (96, 96)}
+    export = export_model(model, tmp_path / "m.tflite", "litert", images(5, 96), **options)
+    assert export.check.max_error < 0.1  # 0.23 where masks are rounded
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_family_goes_through_in_tensors_and_operators_that_phones_take(name, tmp_path):
@@ -61,8 +105,8 @@ def test_family_goes_through_in_tensors_and_operators_that_phones_take(name, tmp
 def test_files_of_each_precision(run_folder, tmp_path):
     model = linvit.load_model(run_folder)
     sizes = {}
-    for precision, bound in (("float32", 1e-5), ("float16", 1e-2), ("int8", 0.2)):
-        calibration = images(8) if precision == "int8" else None
+    for precision, bound in (("float32", 1e-5), ("float16", 1e-2), ("int8", 0.2), ("int8-full", 0.2)):
+        calibration = images(8) if precision.startswith("int8") else None
         export = export_model(
             model,
             tmp_path / f"{precision}.tflite",
@@ -76,6 +120,7 @@ def test_files_of_each_precision(run_folder, tmp_path):
         )
         sizes[precision] = (tmp_path / f"{precision}.tflite").stat().st_size
         assert export.check.top1_agreement == 1.0
+    assert left_in_float(tmp_path / "int8-full.tflite") <= IN_FLOAT
     assert sizes["int8"] < sizes["float16"] < 0.8 * sizes["float32"]
     assert json.loads(json.loads((tmp_path / "int8.json").read_text())["classes"]) == CLASSES
 

@@ -12,7 +12,8 @@ from typing import Protocol, Unpack
 
 from torch import Tensor, nn
 
-from linvit.deploy.job import Job, JobOptions, Run, make_job
+from linvit.deploy.job import INTEGER, Job, JobOptions, Run, make_job
+from linvit.deploy.quantization.model import QuantizedModel
 from linvit.files import saving
 
 __all__ = ["Format", "FormatError", "Load", "metadata_beside"]
@@ -51,7 +52,7 @@ class Format:
         suffix: Of the file that is loaded.
         companions: Suffixes of files that are written beside it.
         precisions: Of the files.
-        converted: Those of them which the converter makes of a model in float32.
+        converted: Those of them which the converter makes of a model in float32; in 8 bits, with ranges of its own.
         loads_as: Precisions in which a runtime can compute a float32 file, chosen when it is loaded.
         any_batch: Whether a file takes batches of any size; otherwise one image.
         any_size: Whether a file can take images of any height and width.
@@ -114,7 +115,8 @@ class Format:
             precision: One of :attr:`precisions` or :attr:`loads_as`.
 
         Raises:
-            ValueError: The format has no such precision, cannot take any height and width, or knows no WebGPU.
+            ValueError: The format has no such precision, cannot take any height and width, knows no WebGPU, or finds
+                ranges itself and has nothing to find them with.
         """
         allowed = self.precisions + self.loads_as
         if precision not in allowed:
@@ -124,6 +126,12 @@ class Format:
         if options.get("webgpu") and not self.webgpu:
             raise ValueError(f"{self.title} knows no WebGPU: leave out --webgpu")
         traced = "float32" if precision in self.converted + self.loads_as else precision
+        if traced != precision and precision in INTEGER:
+            if options.get("calibration") is None:
+                raise ValueError(f"{self.title} finds ranges anew, of trained models, too: give --calibration IMAGE...")
+            if isinstance(model, QuantizedModel):
+                options["img_size"] = options.get("img_size") or model.img_size
+                model = model.in_float()
         job = make_job(model, precision=traced, separate=self.separate_groups, **options)
         return dataclasses.replace(job, precision=precision, metadata=job.metadata | {"precision": precision})
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +59,7 @@ def _outputs(interpreter: Any) -> list[int]:
 
 
 def _quantized(path: Path, job: Job) -> bytes:
-    """Store weights in float16, or quantize dense convolutions and linear layers after training, as other formats do.
+    """Store weights in float16, or quantize after training: dense convolutions and linear layers, or everything.
 
     In int8 weights are symmetric, per channel, and activations take the ranges seen on the calibration images.
     """
@@ -68,27 +69,71 @@ def _quantized(path: Path, job: Job) -> bytes:
     from ai_edge_quantizer.utils.qsv_utils import min_max_update
 
     recipe = RecipeManager()
-    every = qtyping.TFLOperationName.ALL_SUPPORTED
+    names = qtyping.TFLOperationName
     if job.precision == "float16":
         half = qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
         config = qtyping.OpQuantizationConfig(
             weight_tensor_config=half, compute_precision=qtyping.ComputePrecision.FLOAT, explicit_dequantize=True
         )
-        recipe.add_quantization_config(
-            regex=".*", operation_name=every, op_config=config, algorithm_key=quantizer.AlgorithmName.FLOAT_CASTING
-        )
+        casting = quantizer.AlgorithmName.FLOAT_CASTING
+        recipe.add_quantization_config(".*", names.ALL_SUPPORTED, config, casting)
         work = quantizer.Quantizer(str(path), recipe.get_quantization_recipe())
         return bytes(work.quantize().quantized_model)  # type: ignore[arg-type]
-    dense = (qtyping.TFLOperationName.CONV_2D, qtyping.TFLOperationName.FULLY_CONNECTED)
-    for operation in dense:
+    whole = job.precision == "int8-full"
+    for operation in (names.ALL_SUPPORTED,) if whole else (names.CONV_2D, names.FULLY_CONNECTED):
         recipe.add_static_config(regex=".*", operation_name=operation, activation_num_bits=8, weight_num_bits=8)
-    work = quantizer.Quantizer(str(path), recipe.get_quantization_recipe())
     assert job.calibration is not None
     images = [{"args_0": image.numpy()} for image in job.calibration.split(1)]
     # The quantizer's own way is a moving average, in which the first image counts for most.
-    seen = Calibrator(str(path), qsv_update_func=min_max_update)
-    seen.calibrate({"serving_default": images}, recipe)
-    return bytes(work.quantize(seen.get_model_qsvs()).quantized_model)  # type: ignore[arg-type]
+    calibrator = Calibrator(str(path), qsv_update_func=min_max_update)
+    calibrator.calibrate({"serving_default": images}, recipe)
+    seen = calibrator.get_model_qsvs()
+    if whole:
+        left = quantizer.AlgorithmName.NO_QUANTIZE
+        for end in (names.INPUT, names.OUTPUT):  # images and outputs are float32 in every file
+            recipe.add_quantization_config(".*", end, algorithm_key=left)
+        for name in _in_float(path):
+            recipe.add_quantization_config(f"^{re.escape(name)};", names.ALL_SUPPORTED, algorithm_key=left)
+    work = quantizer.Quantizer(str(path), recipe.get_quantization_recipe())
+    return bytes(work.quantize(seen).quantized_model)  # type: ignore[arg-type]
+
+
+def _in_float(path: Path) -> set[str]:
+    """Name what eight bits cannot hold: what is divided by, and what is masked by minus infinity, up to the softmax.
+
+    The least of a divisor, a sum or a variance, would be rounded to zero; a mask to the least of what it hides.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes(), 0))
+    (graph,) = model.subgraphs
+    builtin = schema.BuiltinOperator
+    kinds = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
+    operators = [(kinds[each.opcodeIndex], set(each.inputs) - {-1}, each.outputs[0]) for each in graph.operators]
+    found: set[int] = set()
+    masked = {index for index, tensor in enumerate(graph.tensors) if _has_mask(tensor, model.buffers[tensor.buffer])}
+    for kind, inputs, output in operators:
+        if masked & inputs:
+            found.add(output)
+            if kind not in (builtin.SOFTMAX, builtin.EXP):
+                masked.add(output)
+    divisors: set[int] = set()
+    sums = {builtin.ADD, builtin.MAXIMUM, builtin.RESHAPE, builtin.TRANSPOSE, builtin.MEAN}
+    for (kind, inputs, output), operator in zip(reversed(operators), reversed(graph.operators), strict=True):
+        if kind in (builtin.DIV, builtin.RSQRT):
+            divisors.add(operator.inputs[-1])
+            found.add(output)
+        if output in divisors:
+            found.add(output)
+            if kind in sums:
+                divisors |= inputs
+    return {graph.tensors[index].name.decode() for index in found}
+
+
+def _has_mask(tensor: Any, buffer: Any) -> bool:
+    """Tell whether a constant has minus infinity in it, which the converter writes as the least number of float32."""
+    is_constant = buffer.data is not None and len(buffer.data) > 0 and tensor.type == 0
+    return is_constant and bool((torch.frombuffer(bytearray(buffer.data), dtype=torch.float32) < -1e30).any())
 
 
 @contextlib.contextmanager
@@ -110,8 +155,8 @@ FORMAT = Format(
     purpose="Android, its GPUs and NPUs",
     suffix=".tflite",
     companions=(".json",),
-    precisions=("float32", "float16", "int8"),
-    converted=("float16",),
+    precisions=("float32", "float16", "int8", "int8-full"),
+    converted=("float16", "int8-full"),
     any_batch=False,
     any_size=False,
     libraries=("litert_torch", "ai_edge_litert", "ai_edge_quantizer"),

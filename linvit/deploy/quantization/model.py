@@ -71,6 +71,10 @@ class QuantizedModel(nn.Module):
         """Return the graph with weights in 8 bits and the rounding as operators, for the formats."""
         return converted(self.graph)
 
+    def in_float(self) -> nn.Module:
+        """Return a copy of the fused model with the weights of now and no rounding, for converters that round."""
+        return copy.deepcopy(self._interface[0])
+
     def set_distilled_training(self, enable: bool = True) -> None:
         """Do nothing: there is one head."""
 
