@@ -4,12 +4,16 @@
 
 Registered names have random weights from a fixed seed, CARE with a layer scale of 0.5 so that its blocks take part;
 errors of float32 and half precision are as telling as with trained weights, top-1 agreement and int8 are not. For
-these there is ``--trained``. A cell that is in the file already is not run again.
+these there is ``--trained``. A cell that is in the file already is not run again. A format that has an environment of
+its own is measured there, into the same file: ``.venv-litert/bin/python benchmarks/export_table.py --formats litert``.
+Each cell names the versions that it ran with.
 """
 
 import argparse
+import contextlib
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,11 +23,21 @@ import torch
 
 import linvit
 from linvit.bench.records import Record
+from linvit.bench.run import machine
 from linvit.data.images import images_below, load_image
 from linvit.deploy import FORMATS, export_model, find_format
+from linvit.deploy.export import BOUNDS
+from linvit.deploy.job import INTEGER
 from linvit.inference.classification import ClassificationPredictor
 
-MODELS = {"care_s0": {"layer_scale_init_value": 0.5}, "flatten_pvt_tiny": {}, "flatten_swin_tiny": {}, "linglo_b0": {}}
+MODELS: dict[str, dict[str, Any]] = {
+    "care_s0": {"layer_scale_init_value": 0.5},
+    "flatten_pvt_tiny": {},
+    "flatten_swin_tiny": {},
+    "flatten_cswin_tiny": {},
+    "flatten_deit_tiny": {},
+    "linglo_b0": {},
+}
 
 CALIBRATION = 200
 
@@ -45,8 +59,10 @@ def cell(name: str, format: str, precision: str, data: Path, count: int) -> dict
     """Export once, and say what came of it."""
     classifier = ClassificationPredictor(build(name), device="cpu")
     size = classifier.input_config["input_size"][1:]
-    calibration = photos(classifier, data / "train", CALIBRATION) if precision == "int8" else None
-    record: dict[str, Any] = {"img_size": list(size)}
+    calibration = photos(classifier, data / "train", CALIBRATION) if precision in INTEGER else None
+    needed = ("torch", "timm", *FORMATS[format].packages)
+    versions = {name: version for name, version in machine().items() if name in needed}
+    record: dict[str, Any] = {"img_size": list(size), "versions": versions}
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -74,12 +90,21 @@ def words(record: dict[str, Any]) -> str:
     return f"{errors}, {record['top1_agreement']:.0%}, {record['megabytes']:.1f} MB"
 
 
+def installed() -> Iterator[str]:
+    """Yield the formats whose libraries this environment has."""
+    for name, format in FORMATS.items():
+        with contextlib.suppress(ModuleNotFoundError):
+            format.require()
+            yield name
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True, help="folder with train and val")
     parser.add_argument("--trained", nargs="+", default=[], metavar="MODEL", help="run folders, besides random weights")
     parser.add_argument("--models", nargs="*", default=list(MODELS))
-    parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=list(FORMATS))
+    parser.add_argument("--formats", nargs="+", choices=list(FORMATS), help="those installed")
+    parser.add_argument("--precisions", nargs="+", default=list(BOUNDS), choices=list(BOUNDS))
     parser.add_argument("--images", type=int, default=24, help="photos to compare models with random weights on")
     parser.add_argument("--trained-images", type=int, default=500, help="photos to compare trained models on")
     parser.add_argument("--out", type=Path, required=True)
@@ -87,8 +112,8 @@ def main() -> None:
     what = "Every format and precision of a model of each family: how far the file is from the model"
     record = Record.resume(args.out, what, {"images": args.images, "calibration": CALIBRATION})
     for name in [*args.models, *args.trained]:
-        for format in args.formats:
-            for precision in find_format(format).precisions:
+        for format in args.formats or installed():
+            for precision in [one for one in find_format(format).precisions if one in args.precisions]:
                 done = record.get(model=name, format=format, precision=precision)
                 if done is None or "error" in done:
                     count = args.images if name in MODELS else args.trained_images

@@ -58,6 +58,7 @@ def attention_focus() -> str:
 
 def export_formats() -> str:
     titles = {"onnx": "ONNX", "openvino": "OpenVINO", "executorch": "ExecuTorch", "coreml": "CoreML", "torch": "torch"}
+    titles |= {"litert": "LiteRT", "web": "the page"}
 
     def words(raw: dict[str, Any] | None) -> str:
         if raw is None:
@@ -74,7 +75,8 @@ def export_formats() -> str:
     for model in values("export_table", "model"):
         for name, title in titles.items():
             cells = [record("export_table").get(model=model, format=name, precision=column) for column in columns]
-            rows.append([model, title, *map(words, cells)])
+            if any(cells):
+                rows.append([model, title, *map(words, cells)])
     return markdown(["model", "format", *columns], rows)
 
 
