@@ -91,7 +91,7 @@ class Measurements:
         told, _ = command(
             "export", str(model), "--to", format, "--precision", precision, "--out", str(path), *size, *options, *check
         )
-        return {"top1": self.top1(path), "bytes": told["bytes"], "agreement": told["top1_agreement"]}
+        return {"top1": self.top1(path), "megabytes": told["megabytes"], "agreement": told["top1_agreement"]}
 
     def run(self, seeds: int) -> None:
         """Measure what is missing."""
