@@ -44,6 +44,15 @@ TRAINING = {
 }
 ON = {"trainer.max_epochs": 1, "trainer.limit_train_batches": 0.5, "model.warmup_epochs": 0.05}
 """Half an epoch."""
+GENTLY = {
+    "model.lr": 5e-5,
+    "model.min_lr": 1e-6,
+    "model.weight_decay": 0.0,
+    "model.smoothing": 0.0,
+    "model.distillation": "soft",
+    "model.distillation_weight": 0.5,
+}
+"""The settings of the recipe ``quantize``, without the rounding."""
 
 
 def command(*arguments: str) -> tuple[Any, float]:
@@ -104,19 +113,20 @@ class Measurements:
                 self.cell(precision, 0, format, lambda p=precision, f=format: self.file(self.base, p, f))
         for seed in range(seeds):
             out = self.work / f"trained-{seed}"
-            if not (out / "model.safetensors").is_file():
-                told = ("--config=quantize", f"--model.name={self.base}")
-                seconds = self.train(out, seed, *told, **ON)
-                self.cell("trained", seed, "torch", lambda s=seconds, o=out: {"top1": self.top1(o), "seconds": s})
+            told = ("--config=quantize", f"--model.name={self.base}")
+            self.cell("trained", seed, "torch", lambda s=seed, o=out, t=told: self.trained(o, s, *t, **ON))
             for format in self.formats:
                 self.cell("trained", seed, format, lambda o=out, f=format: self.file(o, "int8-full", f))
-            longer = self.work / f"longer-{seed}"
-            if self.record.get(model=self.name, arm="longer", format="torch", seed=seed) is None:
-                told = (f"--model.name={self.name}", f"--model.pretrained={self.base}", f"--model.teacher={self.base}")
-                rates = {"model.lr": 5e-5, "model.min_lr": 1e-6, "model.weight_decay": 0.0, "model.smoothing": 0.0}
-                rates |= {"model.distillation": "soft", "model.distillation_weight": 0.5}
-                seconds = self.train(longer, seed, *told, **ON, **rates)
-                self.cell("longer", seed, "torch", lambda s=seconds, o=longer: {"top1": self.top1(o), "seconds": s})
+        for seed in range(seeds):
+            out = self.work / f"longer-{seed}"
+            told = (f"--model.name={self.name}", f"--model.pretrained={self.base}", f"--model.teacher={self.base}")
+            self.cell("longer", seed, "torch", lambda s=seed, o=out, t=told: self.trained(o, s, *t, **ON, **GENTLY))
+
+    def trained(self, out: Path, seed: int, *more: str, **settings: Any) -> dict[str, Any]:
+        """Train into a folder, if that is not done, and measure the result."""
+        done = (out / "model.safetensors").is_file()
+        seconds = None if done else self.train(out, seed, *more, **settings)
+        return {"top1": self.top1(out), "seconds": seconds}
 
 
 def main() -> None:
