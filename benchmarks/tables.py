@@ -15,6 +15,7 @@ from typing import Any
 
 import evidence
 import pretraining_tables
+import quantization_tables
 from records_of import HERE, markdown, middle, record, spread
 
 from linvit.catalogue import PUBLISHED_TOP1, catalogue
@@ -367,6 +368,7 @@ TABLES: dict[str, Callable[[], str]] = {
         linglo_choice,
         loading,
         *pretraining_tables.TABLES,
+        *quantization_tables.TABLES,
         study_cost,
         timm_tests,
     )
