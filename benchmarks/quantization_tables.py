@@ -21,11 +21,12 @@ def quantization() -> str:
         for format in dict.fromkeys(cell.of["format"] for cell in found.select(model=name, arm="int8-full")):
             after = [spread(tops(model=name, arm=arm, format=format)) for arm in ("int8", "int8-full")]
             trained = tops(model=name, arm="trained", format=format)
-            learned = f"{spread(trained)} ({len(trained)} seeds)"
+            learned = f"{spread(trained)} ({len(trained)})"
             lost = f"{100 * (statistics.mean(trained) - plain):+.2f}"
             title = FORMATS[format].title
-            rows.append([f"`{name}`", spread([plain]), spread(longer), title, *after, learned, lost])
-    head = ["", "float32", "trained on, float32", "runtime", "int8", "int8-full", "int8-full, trained", "to float32"]
+            on = spread(longer) if longer else "-"
+            rows.append([f"`{name}`", spread([plain]), on, title, *after, learned, lost])
+    head = ["", "float32", "trained on, float32", "runtime", "int8", "int8-full", "int8-full, trained (seeds)", "to float32"]
     return markdown(head, rows)
 
 
