@@ -26,8 +26,8 @@ def quantization() -> str:
             title = FORMATS[format].title
             on = spread(longer) if longer else "-"
             rows.append([f"`{name}`", spread([plain]), on, title, *after, learned, lost])
-    head = ["", "float32", "trained on, float32", "runtime", "int8", "int8-full", "int8-full, trained (seeds)", "to float32"]
-    return markdown(head, rows)
+    floats, files = ["", "float32", "trained on, float32"], ["runtime", "int8", "int8-full"]
+    return markdown([*floats, *files, "int8-full, trained (seeds)", "to float32"], rows)
 
 
 TABLES = (quantization,)
