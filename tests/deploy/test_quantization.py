@@ -169,6 +169,15 @@ def test_executorch_computes_what_was_calibrated_in_its_own_kernels(tmp_path):
         assert error(y, graph(x)) < 0.01
 
 
+@pytest.mark.slow
+def test_executorch_runs_linglo_that_pads_what_was_rounded(tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model("linglo_b0", img_size=96, num_classes=5, **SMALL["linglo_b0"]).eval()
+    x = torch.randn(8, 3, 96, 96)
+    options = {"img_size": (96, 96), "precision": "int8", "calibration": x}
+    assert export_model(model, tmp_path / "m.pte", "executorch", x[:4], **options).check.max_error < 0.2
+
+
 def test_report_names_the_layer_that_loses_most(model):
     spoilt = copy.deepcopy(model)
     with torch.no_grad():  # one large channel leaves the others few steps

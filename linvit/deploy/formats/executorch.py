@@ -1,6 +1,7 @@
 """ExecuTorch programs with the XNNPACK backend: PyTorch's own runtime for phones."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,8 @@ def _quantized(program: Any, job: Job) -> Any:
 def _configs() -> list[Any]:
     """Return what XNNPACK takes, in a form that leaves to other kernels what it would refuse the whole program for.
 
-    These are integers of 16 bits, and what moves integers, or joins them, from one scale to another.
+    These are integers of 16 bits, what moves integers, or joins them, from one scale to another, and what pads them and
+    returns fractions.
     """
     from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
 
@@ -107,15 +109,21 @@ def _configs() -> list[Any]:
 def _careful(config: Any) -> Any:
     class Careful(config):
         def check_constraints(self, node: Any, ep: Any) -> bool:
-            near = (node, *node.all_input_nodes, *node.users)
-            roundings = [each.args for each in near if "quantize_per_tensor" in str(each.target)]
-            scales = {(scale, zero_point) for _, scale, zero_point, *_ in roundings}
-            moves = any(word in node.target.__name__ for word in ("cat", "pad", "permute", "slice", "squeeze", "view"))
-            if any(torch.int16 in args for args in roundings) or (moves and len(scales) > 1):
+            before, own, after = (_roundings(side) for side in (node.all_input_nodes, (node,), node.users))
+            name = node.target.__name__
+            moves = any(word in name for word in ("cat", "pad", "permute", "slice", "squeeze", "view"))
+            joins = moves and len(before | own | after) > 1
+            pads_across = "pad" in name and before != after
+            if joins or pads_across or any(kind == torch.int16 for *_, kind in before | own | after):
                 return False
             return bool(super().check_constraints(node, ep))
 
     return Careful
+
+
+def _roundings(nodes: Iterable[Any]) -> set[tuple[Any, ...]]:
+    """Return scale, zero point, range and type of what rounds, or takes rounding back, among nodes."""
+    return {node.args[1:6] for node in nodes if "quantize_per_tensor" in str(node.target)}
 
 
 def _is_dense(node: Any) -> bool:

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from linvit.deploy.formats._record import Format, metadata_beside
 from linvit.deploy.job import Job, Run, quiet
+from linvit.deploy.quantization.model import BATCH
 
 __all__ = ["FORMAT"]
 
@@ -61,12 +62,11 @@ def _outputs(interpreter: Any) -> list[int]:
 def _quantized(path: Path, job: Job) -> bytes:
     """Store weights in float16, or quantize after training: dense convolutions and linear layers, or everything.
 
-    In int8 weights are symmetric, per channel, and activations take the ranges seen on the calibration images.
+    In int8 weights are symmetric, per channel, and activations take the ranges seen on the calibration images: what all
+    of them reach where the rest stays in float, the mean of what batches reach where nothing does.
     """
     from ai_edge_quantizer import qtyping, quantizer
-    from ai_edge_quantizer.calibrator import Calibrator
     from ai_edge_quantizer.recipe_manager import RecipeManager
-    from ai_edge_quantizer.utils.qsv_utils import min_max_update
 
     recipe = RecipeManager()
     names = qtyping.TFLOperationName
@@ -83,11 +83,7 @@ def _quantized(path: Path, job: Job) -> bytes:
     for operation in (names.ALL_SUPPORTED,) if whole else (names.CONV_2D, names.FULLY_CONNECTED):
         recipe.add_static_config(regex=".*", operation_name=operation, activation_num_bits=8, weight_num_bits=8)
     assert job.calibration is not None
-    images = [{"args_0": image.numpy()} for image in job.calibration.split(1)]
-    # The quantizer's own way is a moving average, in which the first image counts for most.
-    calibrator = Calibrator(str(path), qsv_update_func=min_max_update)
-    calibrator.calibrate({"serving_default": images}, recipe)
-    seen = calibrator.get_model_qsvs()
+    seen = _ranges(path, job.calibration.split(BATCH if whole else len(job.calibration)), recipe)
     if whole:
         left = quantizer.AlgorithmName.NO_QUANTIZE
         for end in (names.INPUT, names.OUTPUT):  # images and outputs are float32 in every file
@@ -96,6 +92,23 @@ def _quantized(path: Path, job: Job) -> bytes:
             recipe.add_quantization_config(f"^{re.escape(name)};", names.ALL_SUPPORTED, algorithm_key=left)
     work = quantizer.Quantizer(str(path), recipe.get_quantization_recipe())
     return bytes(work.quantize(seen).quantized_model)  # type: ignore[arg-type]
+
+
+def _ranges(path: Path, batches: Iterable[Tensor], recipe: Any) -> dict[str, dict[str, Any]]:
+    """Return the least and the greatest value of each tensor: the mean of what batches of images reach.
+
+    The quantizer's own way is a moving average over images, in which the first counts for most.
+    """
+    from ai_edge_quantizer.calibrator import Calibrator
+    from ai_edge_quantizer.utils.qsv_utils import min_max_update
+
+    seen: list[dict[str, dict[str, Any]]] = []
+    for batch in batches:
+        calibrator = Calibrator(str(path), qsv_update_func=min_max_update)
+        calibrator.calibrate({"serving_default": [{"args_0": image.numpy()} for image in batch.split(1)]}, recipe)
+        seen.append(calibrator.get_model_qsvs())
+    ends = {name: ranges.keys() for name, ranges in seen[0].items()}
+    return {name: {end: sum(each[name][end] for each in seen) / len(seen) for end in ends[name]} for name in ends}
 
 
 def _in_float(path: Path) -> set[str]:
