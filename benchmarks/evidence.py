@@ -221,10 +221,7 @@ def flatten() -> list[Row]:
 
 
 def other_sizes() -> list[Row]:
-    """Return a row for each size at which models were evaluated: what they gain or lose there against the trained size.
-
-    At the trained size itself: which one is the better.
-    """
+    """Return a row for the size trained at, and one for each other: which attention keeps more of its accuracy."""
     claim, command = "Trained at one size, it loses less at others than softmax", STUDY.format(name="resolution")
     if not measured("resolution"):
         return [open_question(claim, WAITING, command)]
@@ -235,20 +232,25 @@ def other_sizes() -> list[Row]:
                 size = int(options.split("img-size=")[1].split()[0])
                 tops.setdefault(size, {}).setdefault(arm, {})[cell.of["seed"]] = found["top1"]
     trained = record("resolution").settings["base"]["data"]["img_size"]
-    there = tops.pop(trained)
-    rows = []
-    for size, arms in {trained: there, **tops}.items():
-        accuracy = ", ".join(f"{arm} {100 * statistics.mean(values.values()):.1f} %" for arm, values in arms.items())
-        seeds = sorted(arms["focused"].keys() & arms["softmax"].keys())
-        now, before = ([(at["focused"][seed], at["softmax"][seed]) for seed in seeds] for at in (arms, there))
-        if size != trained:
-            now = [(f - f0, s - s0) for (f, s), (f0, s0) in zip(now, before, strict=True)]
-        apart = difference("focused", "softmax", now)
-        what = f"It passes softmax at the size trained at, {size}" if size == trained else claim
-        told = f"at {size} pixels: {accuracy}; {'' if size == trained else 'change from '}"
-        told += points(apart) if size == trained else f"{trained}, focused over softmax: {points(apart)}"
-        rows.append([what, told, verdict(apart), f"`{command}`", raw("resolution")])
-    return rows
+
+    def row(what: str, size: int, compared: str, since: dict[str, dict[int, float]] | None = None) -> Row:
+        gains = {
+            arm: {seed: top - (since[arm][seed] if since else 0.0) for seed, top in seeds.items()}
+            for arm, seeds in tops[size].items()
+        }
+        both = sorted(gains["focused"].keys() & gains["softmax"].keys())
+        apart = difference("focused", "softmax", [(gains["focused"][seed], gains["softmax"][seed]) for seed in both])
+        accuracy = ", ".join(
+            f"{arm} {100 * statistics.mean(seeds.values()):.1f} %" for arm, seeds in tops[size].items()
+        )
+        told = f"at {size} pixels: {accuracy}; {compared}{points(apart)}"
+        return [what, told, verdict(apart), f"`{command}`", raw("resolution")]
+
+    change = f"change from {trained}, focused over softmax: "
+    return [
+        row(f"It passes softmax at the size trained at, {trained}", trained, ""),
+        *(row(claim, size, change, tops[trained]) for size in tops if size != trained),
+    ]
 
 
 def pays() -> list[Row]:

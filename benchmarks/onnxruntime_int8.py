@@ -11,7 +11,6 @@ import argparse
 import json
 import statistics
 import tempfile
-from collections import defaultdict
 from pathlib import Path
 
 import onnxruntime
@@ -25,19 +24,19 @@ from linvit.deploy.formats import find_format
 from linvit.deploy.job import make_job
 
 KINDS = {
-    "dense": ("convolutions and linear layers", ("Conv", "QLinearConv", "Gemm", "QGemm", "QLinearMatMul")),
-    "layout": ("from one memory layout to another", ("Transpose", "ReorderInput", "ReorderOutput")),
-    "rounding": ("from float32 to 8 bits and back", ("QuantizeLinear", "DequantizeLinear")),
-    "gelu": ("GELU", ("Gelu",)),
-    "rest": ("all else", ()),
+    "dense": ("Conv", "QLinearConv", "Gemm", "QGemm", "QLinearMatMul"),
+    "layout": ("Transpose", "ReorderInput", "ReorderOutput"),
+    "rounding": ("QuantizeLinear", "DequantizeLinear"),
+    "gelu": ("Gelu",),
+    "rest": (),
 }
-"""Kinds by name: what they are, and the runtime's operators."""
-OF = {operator: kind for kind, (_, operators) in KINDS.items() for operator in operators}
+"""The runtime's operators by kind."""
+OF = {operator: kind for kind, operators in KINDS.items() for operator in operators}
 WARMUP = 5
 
 
 def kind_of(event: dict) -> str:
-    """Tell the kind of an operator; a product of which one side alone is no weight is a linear layer."""
+    """Tell the kind of an operator; a product with a constant, which counts as no input, is a linear layer."""
     operator, inputs = event["args"]["op_name"], event["args"]["input_type_shape"]
     return "dense" if operator == "MatMul" and len(inputs) == 1 else OF.get(operator, "rest")
 
@@ -62,11 +61,7 @@ def milliseconds(profile: str) -> dict[str, list[float]]:
         raise SystemExit(f"{profile} has {len(events)} operators in {len(images)} images")
     for number, event in enumerate(events):  # the profile is in the order of the calls
         images[number // each][kind_of(event)] += event["dur"] / 1e3
-    found = defaultdict(list)
-    for image in images[WARMUP:]:
-        for kind, time in image.items():
-            found[kind].append(time)
-    return dict(found)
+    return {kind: [image[kind] for image in images[WARMUP:]] for kind in KINDS}
 
 
 def main() -> None:

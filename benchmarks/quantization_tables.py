@@ -1,4 +1,4 @@
-"""The table of what 8 bits cost, from the record of ``quantization.py``."""
+"""The tables of 8 bits: what they cost (``quantization.py``), where the time goes (``onnxruntime_int8.py``)."""
 
 import statistics
 
@@ -30,4 +30,24 @@ def quantization() -> str:
     return markdown([*floats, *files, "int8-full, trained (seeds)", "to float32"], rows)
 
 
-TABLES = (quantization,)
+def onnxruntime_int8() -> str:
+    """Return the milliseconds of each kind of operator in float32 and in int8."""
+    kinds = {
+        "dense": "convolutions, linear layers",
+        "rounding": "to 8 bits and back",
+        "layout": "between memory layouts",
+        "gelu": "GELU",
+        "rest": "all else",
+    }
+    found = record("onnxruntime_int8")
+    rows = []
+    for cell in found.cells:
+        times = {kind: statistics.median(cell.raw["milliseconds"][kind]) for kind in kinds}
+        model, precision = cell.of["model"], cell.of["precision"]
+        rows.append(
+            [f"`{model}`, {precision}", *(f"{time:.1f}" for time in times.values()), f"{sum(times.values()):.1f}"]
+        )
+    return markdown(["ms", *kinds.values(), "together"], rows)
+
+
+TABLES = (quantization, onnxruntime_int8)

@@ -107,8 +107,10 @@ def _ranges(path: Path, batches: Iterable[Tensor], recipe: Any) -> dict[str, dic
         calibrator = Calibrator(str(path), qsv_update_func=min_max_update)
         calibrator.calibrate({"serving_default": [{"args_0": image.numpy()} for image in batch.split(1)]}, recipe)
         seen.append(calibrator.get_model_qsvs())
-    ends = {name: ranges.keys() for name, ranges in seen[0].items()}
-    return {name: {end: sum(each[name][end] for each in seen) / len(seen) for end in ends[name]} for name in ends}
+    return {
+        name: {end: sum(each[name][end] for each in seen) / len(seen) for end in ranges}
+        for name, ranges in seen[0].items()
+    }
 
 
 def _in_float(path: Path) -> set[str]:
