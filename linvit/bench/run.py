@@ -69,6 +69,7 @@ def measure(
     batch: int = 0,
     memory: bool = True,
     clock: str = "wall",
+    files: Path | None = None,
     progress: Callable[[Iterable[Any], int, str], Iterable[Any]] = lambda items, total, description: items,
 ) -> list[Measurement]:
     """Measure contenders in one run; they take turns.
@@ -80,6 +81,7 @@ def measure(
         batch: Images per call for the throughput; 0 leaves it out.
         memory: Measure peak memory, each contender in a process of its own.
         clock: "wall", or "cpu" for the processor time of this process.
+        files: Folder where exported files stay; those that are there are not exported again. None for one that goes.
         progress: Wraps what is gone through, with its length and a description.
 
     Raises:
@@ -89,8 +91,10 @@ def measure(
         raise ValueError(f"contenders must be one or more and all different, got {[each.name for each in contenders]}")
     if clock not in CLOCKS:
         raise ValueError(f"clock must be one of {', '.join(CLOCKS)}, got {clock!r}")
-    with tempfile.TemporaryDirectory() as folder:
-        runs = {each.name: each.open(Path(folder)) for each in progress(contenders, len(contenders), "opening")}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = files or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        runs = {each.name: each.open(folder) for each in progress(contenders, len(contenders), "opening")}
         errors = {each.name: error_of(each, runs[each.name]) for each in contenders}
 
         def calls(size: int) -> dict[str, Callable[[], Any]]:
@@ -102,7 +106,7 @@ def measure(
         seconds = take_turns(calls(1), rounds, warmup, CLOCKS[clock], track)
         batch_seconds = take_turns(calls(batch), max(rounds // 3, 3), 1, CLOCKS[clock], track) if batch else {}
         tracked = progress(contenders, len(contenders), "memory") if memory else ()
-        peaks = {each.name: contender_memory(each, Path(folder)) for each in tracked}
+        peaks = {each.name: contender_memory(each, folder) for each in tracked}
     measurements = []
     for contender in contenders:
         model = model_of(contender.model, contender.size)

@@ -40,6 +40,7 @@ def run(argv: Sequence[str]) -> int:
         args.batch_size,
         not args.no_memory,
         args.clock,
+        args.files,
         progress,
     )
     record = {
@@ -90,6 +91,8 @@ def _parse(argv: Sequence[str]) -> Any:
     help = "published accuracy of a peer in per cent, for the chart"
     parser.add_argument("--top1", nargs="+", default=[], metavar="NAME=PERCENT", help=help)
     parser.add_argument("--out", type=Path, metavar="DIR", help="write results.json and charts here")
+    help = "keep exported files here, and take those that are here, which may come from another environment"
+    parser.add_argument("--files", type=Path, metavar="DIR", help=help)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     help = f"write a folder (--out) that measures exported files, given as MODEL, on a device: {', '.join(DEVICES)}"
     parser.add_argument("--on-device", choices=DEVICES, help=help)
@@ -119,6 +122,7 @@ def _parse(argv: Sequence[str]) -> Any:
         if args.threads is not None and format is not None and not format.any_threads:
             print(f"{format.title} takes the threads of its process, not --threads: see taskset", file=sys.stderr)
     check_output(args.out, folder=True)
+    check_output(args.files, folder=True)
     _accuracies(args.top1)
     args.device = str(find_device(args.device))
     return args

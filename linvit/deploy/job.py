@@ -23,6 +23,7 @@ from linvit.heads import DenseModel
 from linvit.registry import TASKS
 
 __all__ = [
+    "BATCH",
     "DTYPES",
     "INTEGER",
     "Features",
@@ -39,6 +40,10 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 INTEGER = ("int8", "int8-full")
 """Dense layers in 8 bits and the rest in float32, or everything in 8 bits."""
+
+BATCH = 32
+"""For int8, ranges are the mean of what batches of so many images reach. Otherwise the rarest value of all sets them,
+which costs agreement; smaller batches clip more, which costs the largest error."""
 
 TILE = 32
 """Sides of an export for any size are multiples of it."""

@@ -49,6 +49,16 @@ def test_contenders_are_timed_in_their_runtimes_and_checked(measured):
     assert 0 < low <= middle <= high
 
 
+def test_exported_files_stay_and_are_taken_the_next_time(run_folder, tmp_path):
+    contenders = [Contender(str(run_folder), "onnxruntime", size=SIZE)]
+    measure(contenders, rounds=1, warmup=0, memory=False, files=tmp_path)
+    (file,) = tmp_path.iterdir()
+    written = file.stat()
+    (again,) = measure(contenders, rounds=1, warmup=0, memory=False, files=tmp_path)
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+    assert again.agrees
+
+
 def test_peak_memory_grows_with_the_image_and_not_with_what_this_process_holds(run_folder, tmp_path):
     small, large = (Contender(str(run_folder), "eager", False, (side, side)) for side in (256, 768))
     ballast = torch.ones(2**26)  # 256 MiB

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,15 @@ def test_generic_code_names_no_format(path):
 def test_what_nothing_runs_here_says_where_it_runs(tmp_path):
     with pytest.raises(ValueError, match="CoreML runs on Apple's systems alone"):
         find_format("coreml").load(tmp_path / "m.mlpackage")
+
+
+def test_a_file_is_run_without_what_writes_it():
+    format = replace(FORMATS["onnx"], libraries=("onnxruntime", "a_converter"), loads_with=("onnxruntime",))
+    format.require(to_load=True)
+    with pytest.raises(ModuleNotFoundError, match=r'a_converter: pip install "linvit\[deploy\]"'):
+        format.require()
+    with pytest.raises(ModuleNotFoundError, match=r"a_runtime: pip install onnxruntime$"):
+        replace(format, loads_with=("a_runtime",)).require(to_load=True)
 
 
 def test_no_function_hides_a_module():

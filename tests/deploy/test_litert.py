@@ -9,9 +9,11 @@ import tempfile
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 
 import linvit
 from linvit.deploy import FORMATS, export_model
+from linvit.deploy.job import Job
 from linvit.deploy.quantization import quantize
 from tests.conftest import CLASSES
 from tests.deploy.test_families import SMALL
@@ -48,8 +50,9 @@ def refused_by_gpus(path) -> str:
     return "\n".join(line for line in text.splitlines() if "COMPATIBILITY WARNING" in line)
 
 
-IN_FLOAT = {"ADD", "BATCH_MATMUL", "DEQUANTIZE", "DIV", "EXP", "MEAN", "RESHAPE", "RSQRT", "SQUARED_DIFFERENCE", "SUM"}
-"""What a division needs, an exponential, which has no kernel in 8 bits, and the output."""
+DIVISION = {"ADD", "BATCH_MATMUL", "DIV", "MEAN", "RESHAPE", "RSQRT", "SQUARED_DIFFERENCE", "SUM"}
+IN_FLOAT = {*DIVISION, "MINIMUM", "EXP", "DEQUANTIZE"}
+"""What a division needs, an exponential of what is below zero, which has no kernel in 8 bits, and the output."""
 
 
 def left_in_float(path) -> set[str]:
@@ -80,6 +83,20 @@ def test_what_was_trained_in_8_bits_is_exported_with_ranges_found_anew(run_folde
     with torch.no_grad():
         expected = model(images(5))
     assert ((logits - expected).abs().mean() / expected.abs().max()).item() < 0.1
+
+
+def test_elu_of_large_numbers_keeps_its_steps_below_zero(tmp_path):
+    class Features(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.elu(x)
+
+    model, x = Features().eval(), 12 * images()
+    calibration = 12 * images(24)
+    job = Job(model, model, x, ("features",), precision="int8-full", calibration=calibration)
+    FORMATS["litert"].write(job, tmp_path / "m.tflite")
+    (y,) = FORMATS["litert"].load(tmp_path / "m.tflite")(x)
+    step = (calibration.max() + 1).item() / 255
+    assert (y - F.elu(x)).abs().max() < 2 * step  # one half for each rounding; 1, where exponentials overflow the rest
 
 
 @pytest.mark.slow

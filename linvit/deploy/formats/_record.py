@@ -59,7 +59,8 @@ class Format:
         any_threads: Whether a runtime can be told how many threads to use.
         webgpu: Whether a file can compute on the GPU of a browser.
         separate_groups: Whether CARE's channel groups stay separate tensors (:mod:`linvit.deploy.fusion.separate`).
-        libraries: What is imported for it.
+        libraries: What is imported to write its files, and to run them.
+        loads_with: What is imported to run them, where that is less.
         packages: Distributions whose versions a measurement names.
         install: What to do where one of them is missing.
         writer: Writes a job to a file of the suffix; see :meth:`write`.
@@ -85,6 +86,7 @@ class Format:
     webgpu: bool = False
     separate_groups: bool = False
     libraries: tuple[str, ...] = ()
+    loads_with: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     install: str = 'pip install "linvit[deploy]"'
     writer: Callable[[Job, Path], None]
@@ -94,17 +96,22 @@ class Format:
     runs_on: str = ""
     runtime: str | None
 
-    def require(self) -> None:
+    def require(self, to_load: bool = False) -> None:
         """Import its libraries.
+
+        Args:
+            to_load: Only what running a file takes.
 
         Raises:
             ModuleNotFoundError: One is missing; the message says what to do.
         """
-        for library in self.libraries:
+        less = to_load and self.loads_with
+        for library in self.loads_with if less else self.libraries:
             try:
                 importlib.import_module(library)
             except ModuleNotFoundError as error:
-                line = f"{self.title} needs {error.name}: {self.install}"
+                advice = f"pip install {' '.join(self.packages)}" if less else self.install
+                line = f"{self.title} needs {error.name}: {advice}"
                 raise ModuleNotFoundError(line, name=error.name) from error
 
     def job(self, model: nn.Module, precision: str = "float32", **options: Unpack[JobOptions]) -> Job:
@@ -162,7 +169,7 @@ class Format:
         """
         if self.loader is None:
             raise ValueError(f"{self.title} runs on {self.runs_on} alone")
-        self.require()
+        self.require(to_load=True)
         with self._in_one_line(f"cannot load {path.name}"):
             loaded = self.loader(path, threads, precision)
 

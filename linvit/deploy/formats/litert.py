@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from linvit.deploy.formats._record import Format, metadata_beside
-from linvit.deploy.job import Job, Run, quiet
-from linvit.deploy.quantization.model import BATCH
+from linvit.deploy.job import BATCH, Job, Run, quiet
+from linvit.deploy.quantization import model as quantization
 
 __all__ = ["FORMAT"]
 
@@ -23,7 +23,9 @@ def write(job: Job, path: Path) -> None:
     """Write a file for one image of one size; what describes it goes into a ``.json`` beside it."""
     with quiet(), _silent(), torch.no_grad():
         import litert_torch
+        from litert_torch.fx_infra.decomp import add_pre_convert_decomp
 
+        add_pre_convert_decomp(torch.ops.aten.elu.default, _elu)
         litert_torch.convert(job.model, (job.example[:1],)).export(str(path))
         if job.precision != "float32":
             path.write_bytes(_quantized(path, job))
@@ -51,6 +53,16 @@ def load(path: Path, threads: int | None = None, precision: str = "float32") -> 
     return run
 
 
+def _elu(x: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Tensor:
+    """Return ELU without large numbers.
+
+    The converter's own takes the exponential of all ``x`` and drops it where ``x`` is positive. Those are the largest
+    values of a CARE, 1e5 and more: too much for half precision, and in 8 bits they left no step to what is negative.
+    """
+    below = alpha * ((input_scale * x.clamp(max=0)).exp() - 1)
+    return scale * (x.clamp(min=0) + below)
+
+
 def _outputs(interpreter: Any) -> list[int]:
     """Return the tensors of the outputs in the order of the model's: the runtime sorts them by name."""
     (signature,) = interpreter.get_signature_list()
@@ -62,8 +74,7 @@ def _outputs(interpreter: Any) -> list[int]:
 def _quantized(path: Path, job: Job) -> bytes:
     """Store weights in float16, or quantize after training: dense convolutions and linear layers, or everything.
 
-    In int8 weights are symmetric, per channel, and activations take the ranges seen on the calibration images: what all
-    of them reach where the rest stays in float, the mean of what batches reach where nothing does.
+    In int8 weights are symmetric, per channel, and activations have the mean of the ranges of batches of photos.
     """
     from ai_edge_quantizer import qtyping, quantizer
     from ai_edge_quantizer.recipe_manager import RecipeManager
@@ -83,7 +94,7 @@ def _quantized(path: Path, job: Job) -> bytes:
     for operation in (names.ALL_SUPPORTED,) if whole else (names.CONV_2D, names.FULLY_CONNECTED):
         recipe.add_static_config(regex=".*", operation_name=operation, activation_num_bits=8, weight_num_bits=8)
     assert job.calibration is not None
-    seen = _ranges(path, job.calibration.split(BATCH if whole else len(job.calibration)), recipe)
+    seen = _ranges(path, job.calibration.split(quantization.BATCH if whole else BATCH), recipe)
     if whole:
         left = quantizer.AlgorithmName.NO_QUANTIZE
         for end in (names.INPUT, names.OUTPUT):  # images and outputs are float32 in every file
@@ -175,6 +186,7 @@ FORMAT = Format(
     any_batch=False,
     any_size=False,
     libraries=("litert_torch", "ai_edge_litert", "ai_edge_quantizer"),
+    loads_with=("ai_edge_litert",),
     packages=("ai-edge-litert",),
     install="it wants an environment of its own: make litert, then .venv-litert/bin/linvit export ...",
     writer=write,

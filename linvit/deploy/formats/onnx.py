@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from linvit.deploy.formats._record import Format
-from linvit.deploy.job import Job, Run, quiet
+from linvit.deploy.job import BATCH, Job, Run, quiet
 
 __all__ = ["FORMAT", "load", "output_names", "write"]
 
@@ -81,7 +81,7 @@ def _quantized(proto: Any, calibration: Tensor) -> Any:
 
     class Images(CalibrationDataReader):
         def __init__(self) -> None:
-            self.batches: Iterator[Tensor] = iter(calibration.split(1))
+            self.batches: Iterator[Tensor] = iter(calibration.split(BATCH))
 
         def get_next(self) -> dict[str, Any] | None:  # type: ignore[override]
             image = next(self.batches, None)
@@ -110,6 +110,7 @@ def _quantized(proto: Any, calibration: Tensor) -> Any:
             reduce_range=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
+            extra_options={"CalibMovingAverage": True},  # the mean, whatever its name
         )
         return onnx.load(done)
 
