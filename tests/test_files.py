@@ -50,7 +50,7 @@ def test_what_is_in_the_way_is_named_and_nothing_is_made(tmp_path: Path, monkeyp
         ["inspect", "RUN", "mnist5k", "--out", "FILE"],
         ["bench", "RUN", "--out", "FILE"],
         ["card", "RUN", "--out", "FOLDER", "--force"],
-        ["study", "mechanism_small", "--out", "FILE"],
+        ["study", "mechanism_deit", "--out", "FILE"],
     ],
 )
 def test_every_command_looks_first(linvit_command, run_folder: Path, tmp_path: Path, command: list[str]) -> None:

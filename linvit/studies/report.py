@@ -148,13 +148,11 @@ def speeds(record: Record) -> list[dict[str, str]]:
 
 
 def chart(study: Study, record: Record, path: Path) -> None:
-    """Draw the metric by update: a line for each arm's mean over its seeds, and their range around it."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for place, arm in enumerate(study.arms):
-        runs = [cell.raw for cell in record.select(arm=arm)]
-        if not runs:
-            continue
+    """Draw the metric by update, each arm's mean over its seeds in their range, and where each run ended beside it."""
+    trained = {arm: runs for arm in study.arms if (runs := [cell.raw for cell in record.select(arm=arm)])}
+    figure = Figure(figsize=(10, max(4.5, 1 + 0.3 * len(trained))), layout="constrained")
+    axes, ends = figure.subplots(1, 2, width_ratios=(3, 2))
+    for place, (arm, runs) in enumerate(trained.items()):
         steps = runs[0]["steps"]
         heights = list(zip(*(run["values"] for run in runs), strict=False))
         style = ("-", "--", ":")[place // 10 % 3]
@@ -162,9 +160,18 @@ def chart(study: Study, record: Record, path: Path) -> None:
         (line,) = axes.plot(steps[: len(means)], means, style, marker="o", markersize=3, label=arm)
         lowest, highest = [min(values) for values in heights], [max(values) for values in heights]
         axes.fill_between(steps[: len(means)], lowest, highest, color=line.get_color(), alpha=0.15, linewidth=0)
+        finals = [run["values"][-1] for run in runs]
+        ends.plot(finals, [place] * len(finals), "o", color=line.get_color(), markersize=4, alpha=0.5)
+        ends.plot(statistics.mean(finals), place, "|", color=line.get_color(), markersize=14, markeredgewidth=2.5)
     axes.set_xlabel("updates")
     axes.set_ylabel(study.metric)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    ends.set_yticks(range(len(trained)), list(trained), fontsize=8)
+    ends.tick_params("y", length=0)
+    for label, line in zip(ends.get_yticklabels(), axes.get_lines(), strict=True):
+        label.set_color(line.get_color())
+    ends.set_ylim(len(trained) - 0.5, -0.5)
+    ends.set_xlabel(f"{study.metric} at the end: seeds and their mean")
+    ends.grid(alpha=0.3)
     with atomic_write(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))

@@ -72,6 +72,7 @@ def run_study(
         (out / place).mkdir(parents=True, exist_ok=True)
     with _locked(out / ".lock", f"another call works on {out}; wait for its end, or give another --out"):
         record = Record.resume(out / RECORD, study.purpose, _facts(study))
+        _check_arms(study, out, record)
         record.write()
         todo = [cell for cell in cells(study, arms) if record.get(arm=cell[0], seed=cell[1]) is None]
         if study.bench:
@@ -86,11 +87,22 @@ def run_study(
 def _facts(study: Study) -> dict[str, Any]:
     """Return what measurements of one record must have in common. Where the data lie is nobody's concern."""
     facts = asdict(study)
-    for name in ("purpose", "seeds", "arms"):
+    for name in ("purpose", "seeds", "arms", "compare"):
         facts.pop(name)
     if root := (study.base.get("data") or {}).get("root"):
         facts["base"] = changed(study.base, {"data.root": Path(str(root)).name})
     return facts
+
+
+def _check_arms(study: Study, out: Path, record: Record) -> None:
+    """Raise a ValueError if an arm that was measured has other settings now; new arms may join."""
+    for arm in study.arms:
+        file = out / "settings" / f"{_slug(arm)}.yaml"
+        if "time" in study.equal or not file.is_file() or not any(record.select(arm=arm)):
+            continue
+        was, now = yaml.safe_load(file.read_text()), study.settings(arm)
+        if changed(was, {"data.root": None}) != changed(now, {"data.root": None}):
+            raise ValueError(f"{arm} was measured with the settings in {file}, others now: give --out, or a new name")
 
 
 def _train(

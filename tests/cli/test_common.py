@@ -50,7 +50,7 @@ def test_digit_scenes_have_two_parts() -> None:
     [
         ["models", "*s0"],
         ["recipes", "demo"],
-        ["study", "mechanism_small", "--list"],
+        ["study", "mechanism_deit", "--list"],
         ["predict", "MODEL", "PHOTOS/val/ant"],
         ["eval", "MODEL", "PHOTOS", "--workers", "0"],
         ["eval", "MODEL", "PHOTOS", "--workers", "0", "--against", "MODEL/model.safetensors"],

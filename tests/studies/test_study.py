@@ -149,6 +149,13 @@ def test_a_study_trains_its_arms_once_and_says_what_came_out(tmp_path, linvit_co
     assert other.code == 2
     assert "was measured with base" in other.err
 
+    asked = linvit_command("study", write(tmp_path, seeds=[0], compare=[["low", "high"]]), "--out", out, "--json")
+    assert asked.json["rows"] == said.json["rows"], "what is compared changes nothing that was trained"
+    arms = SMALL["arms"] | {"high": {"model.lr": 1e-1}}
+    changed_arm = linvit_command("study", write(tmp_path, seeds=[0], arms=arms), "--out", out)
+    assert changed_arm.code == 2
+    assert "high was measured with the settings in" in changed_arm.err
+
 
 @pytest.mark.slow
 def test_killed_study_goes_on(tmp_path):
