@@ -24,6 +24,9 @@ RUNTIMES: dict[str, Format | None] = {
 }
 """Runtimes, and the format of their files."""
 
+COMPILED = 256
+"""Graphs of one module's code that may be compiled in a comparison; PyTorch's limit is 8."""
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -95,7 +98,10 @@ class Contender:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         model: Any = self.job().model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         if self.runtime == "compiled":
-            model = torch.compile(model)
+            # A graph for each size: after a first one the compiler would make the next for any size, which is slower.
+            # Contenders of one family share their code, and past a limit of graphs for it the rest would run eager.
+            torch._dynamo.config.recompile_limit = COMPILED
+            model = torch.compile(model, dynamic=False)
         synchronize: Callable[[], None] = torch.cuda.synchronize if "cuda" in self.device else lambda: None
 
         @torch.inference_mode()

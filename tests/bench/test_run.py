@@ -1,6 +1,7 @@
 """A measurement compares outputs before it compares times."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
@@ -47,6 +48,23 @@ def test_contenders_are_timed_in_their_runtimes_and_checked(measured):
     assert trained.macs == fused.macs > 1e5
     low, middle, high = trained.latency
     assert 0 < low <= middle <= high
+
+
+def test_each_size_has_a_graph_of_its_own(run_folder, tmp_path, monkeypatch):
+    compiled: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        compiled.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=keep))
+    sides = range(32, 320, 32)  # more than PyTorch's limit of graphs for one code
+    for side in sides:
+        contender = Contender(str(run_folder), "compiled", size=(side, side))
+        contender.open(tmp_path)(torch.randn(1, 3, side, side))
+    assert len(compiled) == len(sides)
+    inputs = [node.meta["example_value"] for graph in compiled for node in graph.graph.find_nodes(op="placeholder")]
+    assert all(isinstance(size, int) for each in inputs for size in each.shape)
 
 
 def test_exported_files_stay_and_are_taken_the_next_time(run_folder, tmp_path):
