@@ -25,19 +25,6 @@ def test_square_windows(size, shift, biased):
     torch.testing.assert_close(window_attention(*args, bias), window_attention_reference(*args, bias))
 
 
-@pytest.mark.parametrize("shift", [[1, 1], [2, 1], [0, 1]])
-def test_compiler_gets_the_same_shift_without_an_index(shift):
-    def ops(graph: torch.fx.GraphModule, _) -> torch.fx.GraphModule:
-        called.update(str(node.target) for node in graph.graph.nodes)
-        return graph
-
-    called: set[str] = set()
-    compiled = torch.compile(window_attention, backend=ops, fullgraph=True, dynamic=False)
-    args = (a_map(7, 5), 2, [3, 3], shift)
-    torch.testing.assert_close(compiled(*args), window_attention(*args), rtol=0, atol=0)
-    assert not [name for name in called if "roll" in name]
-
-
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("window", [[0, 3], [3, 0], [0, 0]])
 def test_stripes(size, window):

@@ -46,7 +46,7 @@ def window_attention(
     if padded:
         qkv = F.pad(qkv, (0, 0, 0, pad_cols, 0, pad_rows))
     if shifted:
-        qkv = _roll(qkv, -shift_rows, -shift_cols)
+        qkv = torch.roll(qkv, (-shift_rows, -shift_cols), (1, 2))
     num_windows, tokens = down * across, rows * cols
 
     # One copy brings q, k and v into windows; heads stay a view.
@@ -76,7 +76,7 @@ def window_attention(
     x = _reshape(x, [B * down, across, rows, cols * C]).transpose(1, 2)
     x = _reshape(x, [B, down * rows, across * cols, C])
     if shifted:
-        x = _roll(x, shift_rows, shift_cols)
+        x = torch.roll(x, (shift_rows, shift_cols), (1, 2))
     return _crop(x, H, W) if padded else x
 
 
@@ -115,19 +115,6 @@ def _reshape(x: torch.Tensor, shape: list[int]) -> torch.Tensor:
         if not all([is_number(size) for size in shape]):  # noqa: C419 -- no generators in graphs
             x = x.contiguous().flatten()
     return x.reshape(shape)
-
-
-def _roll(x: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
-    """Shift maps ``[B, H, W, C]`` cyclically.
-
-    The compiler gets slices, joined: a roll it takes for an index, and with those of the windows around it the
-    expression was not simplified in a quarter of an hour.
-    """
-    if not torch.jit.is_scripting():  # noqa: SIM102 -- TorchScript skips the block for this test alone
-        if torch.compiler.is_dynamo_compiling() and is_number(rows) and is_number(cols):
-            x = torch.cat([x[:, -rows:], x[:, :-rows]], 1) if rows else x
-            return torch.cat([x[:, :, -cols:], x[:, :, :-cols]], 2) if cols else x
-    return torch.roll(x, (rows, cols), (1, 2))
 
 
 def _crop(x: torch.Tensor, H: int, W: int) -> torch.Tensor:
