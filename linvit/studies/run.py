@@ -76,7 +76,7 @@ def run_study(
         record.write()
         todo = [cell for cell in cells(study, arms) if record.get(arm=cell[0], seed=cell[1]) is None]
         if study.bench:
-            _measure(study, record, dict.fromkeys(arm for arm, _ in todo), tell)
+            _measure(study, record, [arm for arm, seed in todo if seed == study.seeds[0]], tell)  # speed has no seeds
         elif todo:
             _train(study, out, record, todo, jobs, threads, tell)
         record.cells.sort(key=lambda cell: (list(study.arms).index(cell.of["arm"]), cell.of["seed"]))
@@ -270,7 +270,7 @@ def _timed(study: Study, settings: dict[str, dict[str, Any]], out: Path, threads
     }
 
 
-def _measure(study: Study, record: Record, arms: Sequence[str] | dict[str, Any], tell: Callable[[str], None]) -> None:
+def _measure(study: Study, record: Record, arms: Sequence[str], tell: Callable[[str], None]) -> None:
     """Measure speeds, one arm after the other: beside others none would be true."""
     for arm in arms:
         command = [sys.executable, "-m", "linvit", "bench", *study.bench[arm].split(), "--json"]
