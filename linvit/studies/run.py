@@ -76,7 +76,7 @@ def run_study(
         record.write()
         todo = [cell for cell in cells(study, arms) if record.get(arm=cell[0], seed=cell[1]) is None]
         if study.bench:
-            _measure(study, record, [arm for arm, seed in todo if seed == study.seeds[0]], tell)  # speed has no seeds
+            _measure(study, record, [arm for arm, _ in todo], tell)
         elif todo:
             _train(study, out, record, todo, jobs, threads, tell)
         record.cells.sort(key=lambda cell: (list(study.arms).index(cell.of["arm"]), cell.of["seed"]))

@@ -14,7 +14,7 @@ import yaml
 from linvit import recipes
 from linvit.bench.records import Record
 from linvit.studies.report import difference
-from linvit.studies.run import RECORD
+from linvit.studies.run import RECORD, run_study
 from linvit.studies.study import cells, changed, read_study
 
 TINY = {"depths": [1, 1, 1, 1], "dims": [4, 4, 8, 16], "head_dims": [None, None, 4, 4], "layer_scale_init_value": 0.5}
@@ -155,6 +155,21 @@ def test_a_study_trains_its_arms_once_and_says_what_came_out(tmp_path, linvit_co
     changed_arm = linvit_command("study", write(tmp_path, seeds=[0], arms=arms), "--out", out)
     assert changed_arm.code == 2
     assert "high was measured with the settings in" in changed_arm.err
+
+
+def test_a_study_of_speed_measures_each_arm_once(tmp_path, monkeypatch):
+    path = tmp_path / "speed.yaml"
+    path.write_text(yaml.safe_dump({"bench": {"a": "care_s0", "b": "care_s1"}}))
+    asked: list[str] = []
+
+    def bench(command: list[str], **_: object) -> tuple[int, str, float]:
+        asked.append(command[4])
+        return 0, "{}", 1.0
+
+    monkeypatch.setattr("linvit.studies.run.run_command", bench)
+    for _ in range(2):
+        run_study(read_study(path), tmp_path / "out", tell=lambda line: None)
+    assert asked == ["care_s0", "care_s1"]
 
 
 @pytest.mark.slow
