@@ -77,8 +77,19 @@ def cell(name: str, format: str, precision: str, data: Path, count: int) -> dict
             )
         except Exception as error:
             return record | {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+        if format == "litert":
+            record["axes"] = axes(Path(folder, "model.tflite"))
     check = asdict(export.check) if export.check else {"structure": export.structure}
     return record | check | {"megabytes": export.bytes / 1e6, "seconds": time.perf_counter() - begin}
+
+
+def axes(path: Path) -> int:
+    """Return the most axes that a tensor of a LiteRT file has: phones' GPUs and NPUs take four."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(path))
+    interpreter.allocate_tensors()
+    return max(len(detail["shape"]) for detail in interpreter.get_tensor_details())
 
 
 def words(record: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ from linvit.deploy import FORMATS
 SIZE = 64
 MODELS = {
     "care_s0": {"trainer.max_epochs": 6},
-    "flatten_pvt_tiny": {"trainer.max_epochs": 5, "trainer.precision": "bf16-mixed"},
+    "flatten_pvt_tiny": {"trainer.max_epochs": 5},
 }
 """What is trained, and how long."""
 TRAINING = {

@@ -175,6 +175,13 @@ def test_executorch_normalises_wide_layers_in_float32(tmp_path):
     assert (y - norms.float()(x)).abs().max() < 1e-2
 
 
+@pytest.mark.slow
+def test_executorch_takes_fused_attention_whose_maps_are_reshaped(tmp_path):
+    model = timm.create_model("cpubone_nano").eval()
+    export = export_model(model, tmp_path / "m.pte", "executorch", images(2, 96, 96), img_size=(96, 96))
+    assert export.check.max_error < 1e-5
+
+
 def test_models_in_channels_last_are_exported_in_the_usual_layout(model):
     job = make_job(copy.deepcopy(model).to(memory_format=torch.channels_last), (32, 32))
     assert all(parameter.is_contiguous() for parameter in job.model.parameters())

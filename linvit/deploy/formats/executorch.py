@@ -20,6 +20,11 @@ def write(job: Job, path: Path) -> None:
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
         from executorch.kernels import quantized  # noqa: F401  # what rounds where XNNPACK does not
+    for module in job.model.modules():
+        # Softmax attention is lowered by its formula, whose output lies otherwise in memory than the fused kernel's: a
+        # reshape that was traced as a view of that need not be one.
+        if getattr(module, "fused_attn", False):  # timm's name
+            module.fused_attn = False
     program = job.program(dynamic_batch=False)
     with quiet():
         if job.precision == "int8":
