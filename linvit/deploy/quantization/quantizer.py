@@ -75,7 +75,10 @@ WIDE = QuantizationSpec(
     qscheme=torch.per_tensor_symmetric,
     observer_or_fake_quant_ctr=FakeQuantize.with_args(observer=MovingAverageMinMaxObserver),
 )
-"""Of what is divided by: eight bits would round the least of it to zero."""
+"""Of what is divided by: eight bits would round the least of it to zero. And of products that are divided.
+
+These differ from token to token as their divisors do: in eight bits most would have a few steps.
+"""
 WEIGHT = QuantizationSpec(
     dtype=torch.int8,
     quant_min=-127,
@@ -93,8 +96,8 @@ class FullQuantizer(Quantizer):
     """Annotates every tensor of numbers: activations with one range each, weights with one for each channel.
 
     Biases stay as they are: runtimes hold them in 32 bits, with the scale of what they are added to. What is divided by
-    has 16 bits, and a floor of one step, so that nothing is divided by zero. What can be minus infinity stays in float,
-    up to the softmax or exponential that makes a zero of it.
+    has 16 bits, and a floor of one step, so that nothing is divided by zero. Products that are divided have 16, too.
+    What can be minus infinity stays in float, up to the softmax or exponential that makes a zero of it.
     """
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
@@ -145,8 +148,12 @@ class FullQuantizer(Quantizer):
 
 
 def _wide(model: GraphModule) -> set[Node]:
-    """Find what is only divided by, and what is only added to it or moved on the way there."""
-    wide: set[Node] = set()
+    """Find products that are only divided; what is only divided by, added to it or moved on the way there."""
+    wide = {
+        node
+        for node in model.graph.find_nodes(op="call_function", target=_aten.matmul.default)
+        if node.users and all(user.target == _aten.div.Tensor and user.args[0] is node for user in node.users)
+    }
     passing = {_aten.maximum.default, _aten.add.Tensor, *_MOVING}
     for node in reversed(model.graph.nodes):
         if node.op != "call_function" or not _is_numbers(node) or _is_part(node):
