@@ -20,7 +20,8 @@ def write(job: Job, path: Path) -> None:
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
         from executorch.kernels import quantized  # noqa: F401  # what rounds where XNNPACK does not
-    for module in job.model.modules():
+    modules: Iterable[Any] = job.model.modules()
+    for module in modules:
         # Softmax attention is lowered by its formula, whose output lies otherwise in memory than the fused kernel's: a
         # reshape that was traced as a view of that need not be one.
         if getattr(module, "fused_attn", False):  # timm's name
