@@ -1,8 +1,8 @@
-"""The tables of 8 bits: what they cost (``quantization.py``), where the time goes (``onnxruntime_int8.py``)."""
+"""The tables of 8 bits: what they cost (``quantization.py``), what they gain, where the time goes (``onnxruntime_int8.py``)."""
 
 import statistics
 
-from records_of import markdown, record, spread
+from records_of import markdown, middle, record, spread
 
 from linvit.deploy import FORMATS
 
@@ -30,6 +30,23 @@ def quantization() -> str:
     return markdown([*floats, *files, "int8-full, trained (seeds)", "to float32"], rows)
 
 
+def int8_speed() -> str:
+    """Return the milliseconds of each model in each runtime, float32 and int8, and their ratio."""
+    titles = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "executorch": "ExecuTorch", "litert": "LiteRT"}
+    models = list(dict.fromkeys(cell.of["model"] for cell in record("int8_speed").cells))
+    rows = []
+    for runtime, title in titles.items():
+        cells = []
+        for model in models:
+            whole, small = (
+                middle("int8_speed", model=model, runtime=runtime, precision=precision, fused=True, size=[224, 224])
+                for precision in ("float32", "int8")
+            )
+            cells.append(f"{whole * 1e3:.1f} / {small * 1e3:.1f} = **{whole / small:.2f}**")
+        rows.append([title, *cells])
+    return markdown(["ms", *(f"`{model}`" for model in models)], rows)
+
+
 def onnxruntime_int8() -> str:
     """Return the milliseconds of each kind of operator in float32 and in int8."""
     kinds = {
@@ -50,4 +67,4 @@ def onnxruntime_int8() -> str:
     return markdown(["ms", *kinds.values(), "together"], rows)
 
 
-TABLES = (quantization, onnxruntime_int8)
+TABLES = (quantization, int8_speed, onnxruntime_int8)

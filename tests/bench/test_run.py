@@ -50,14 +50,26 @@ def test_contenders_are_timed_in_their_runtimes_and_checked(measured):
     assert 0 < low <= middle <= high
 
 
-def test_each_size_has_a_graph_of_its_own(run_folder, tmp_path, monkeypatch):
-    compiled: list[torch.fx.GraphModule] = []
+@pytest.fixture
+def compiled(monkeypatch):
+    """The graphs that the compiler was given; they are run as they are."""
+    graphs: list[torch.fx.GraphModule] = []
 
     def keep(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
-        compiled.append(graph)
+        graphs.append(graph)
         return graph
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=keep))
+    return graphs
+
+
+def test_outputs_are_compared_with_the_graph_that_is_timed(run_folder, compiled):
+    """A graph takes minutes to compile, and holds for one batch size."""
+    measure([Contender(str(run_folder), "compiled", size=SIZE)], rounds=1, memory=False)
+    assert len(compiled) == 1
+
+
+def test_each_size_has_a_graph_of_its_own(run_folder, tmp_path, compiled):
     sides = range(32, 320, 32)  # more than PyTorch's limit of graphs for one code
     for side in sides:
         contender = Contender(str(run_folder), "compiled", size=(side, side))

@@ -176,8 +176,13 @@ def test_executorch_normalises_wide_layers_in_float32(tmp_path):
 
 
 @pytest.mark.slow
-def test_executorch_takes_fused_attention_whose_maps_are_reshaped(tmp_path):
-    model = timm.create_model("cpubone_nano").eval()
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("cpubone_nano", {}), ("flatten_swin_tiny", {"img_size": 96}), ("flatten_cswin_tiny", {"img_size": 96})],
+)
+def test_executorch_takes_softmax_attention_whose_maps_are_reshaped(tmp_path, name, options):
+    """At 96 pixels windows are padded, so that masks take part: numbers in Swin, booleans in CSwin."""
+    model = timm.create_model(name, **options).eval()
     export = export_model(model, tmp_path / "m.pte", "executorch", images(2, 96, 96), img_size=(96, 96))
     assert export.check.max_error < 1e-5
 

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from linvit.deploy.formats._record import Format, metadata_beside
 from linvit.deploy.job import Job, Run, quiet
@@ -20,13 +22,8 @@ def write(job: Job, path: Path) -> None:
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
         from executorch.kernels import quantized  # noqa: F401  # what rounds where XNNPACK does not
-    modules: Iterable[Any] = job.model.modules()
-    for module in modules:
-        # Softmax attention is lowered by its formula, whose output lies otherwise in memory than the fused kernel's: a
-        # reshape that was traced as a view of that need not be one.
-        if getattr(module, "fused_attn", False):  # timm's name
-            module.fused_attn = False
-    program = job.program(dynamic_batch=False)
+    with _AttentionByFormula():
+        program = job.program(dynamic_batch=False)
     with quiet():
         if job.precision == "int8":
             program = _quantized(program, job)
@@ -63,6 +60,24 @@ def load(path: Path, threads: int | None = None, precision: str = "float32") -> 
 
     run.__dict__["program"] = program  # the method needs it alive
     return run
+
+
+class _AttentionByFormula(TorchFunctionMode):
+    """Traces softmax attention as what it is lowered to.
+
+    The fused kernel's output lies otherwise in memory: a reshape that was traced as a view of that need not be one.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return (_attention if func is F.scaled_dot_product_attention else func)(*args, **(kwargs or {}))
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+    if attn_mask is not None and attn_mask.dtype == torch.bool:  # this operator adds every mask
+        attn_mask = torch.where(attn_mask, 0.0, -torch.inf).to(q.dtype)
+    return torch.ops.aten._scaled_dot_product_attention_math(q, k, v, attn_mask, *args, **kwargs)[0]
 
 
 def _layer_norm(x: Tensor, shape: list[int], weight: Any, bias: Any, eps: float, cudnn: bool = True) -> Tensor:
