@@ -1,4 +1,4 @@
-"""The tables of 8 bits: what they cost (``quantization.py``), what they gain, where the time goes (``onnxruntime_int8.py``)."""
+"""The tables of 8 bits: what they cost (``quantization.py``) and gain, where time goes (``onnxruntime_int8.py``)."""
 
 import statistics
 
@@ -48,7 +48,7 @@ def int8_speed() -> str:
 
 
 def onnxruntime_int8() -> str:
-    """Return the milliseconds of each kind of operator in float32 and in int8."""
+    """Return the milliseconds of each kind of operator, the gain of int8, and what it is without int8's own costs."""
     kinds = {
         "dense": "convolutions, linear layers",
         "rounding": "to 8 bits and back",
@@ -56,15 +56,25 @@ def onnxruntime_int8() -> str:
         "gelu": "GELU",
         "rest": "all else",
     }
+    processors = {"AVX512": "AVX512-VNNI", "AVX2": "AVX2"}
     found = record("onnxruntime_int8")
+
+    def times(**of: str) -> dict[str, float]:
+        (cell,) = found.select(**of)
+        return {kind: statistics.median(cell.raw["milliseconds"][kind]) for kind in kinds}
+
     rows = []
-    for cell in found.cells:
-        times = {kind: statistics.median(cell.raw["milliseconds"][kind]) for kind in kinds}
-        model, precision = cell.of["model"], cell.of["precision"]
-        rows.append(
-            [f"`{model}`, {precision}", *(f"{time:.1f}" for time in times.values()), f"{sum(times.values()):.1f}"]
-        )
-    return markdown(["ms", *kinds.values(), "together"], rows)
+    for cell in found.select(precision="int8"):
+        of = {"processor": cell.of["processor"], "model": cell.of["model"]}
+        whole, small = times(**of, precision="float32"), times(**of, precision="int8")
+        free = small | {"rounding": 0.0, "layout": min(whole["layout"], small["layout"])}
+        gains = [sum(whole.values()) / sum(each.values()) for each in (small, free)]
+        cells = [f"{whole[kind]:.1f} / {small[kind]:.1f}" for kind in kinds]
+        total = f"{sum(whole.values()):.1f} / {sum(small.values()):.1f}"
+        names = [processors[of["processor"]], f"`{of['model']}`"]
+        rows.append([*names, *cells, total, *(f"{gain:.2f}" for gain in gains)])
+    head = ["float32 / int8, ms", "", *kinds.values(), "together", "gain", "were both free"]
+    return markdown(head, rows)
 
 
 TABLES = (quantization, int8_speed, onnxruntime_int8)

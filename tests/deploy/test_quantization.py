@@ -13,7 +13,7 @@ import linvit
 from linvit.deploy import export_model, find_format, fuse
 from linvit.deploy.job import Job
 from linvit.deploy.quantization import QuantizedModel, quantize, sensitivity
-from linvit.deploy.quantization.model import calibrate, converted, fake_quantized
+from linvit.deploy.quantization.model import _unrounded, calibrate, converted, fake_quantized
 from tests.conftest import CLASSES
 from tests.deploy.test_families import SMALL
 
@@ -56,6 +56,38 @@ def test_nothing_is_divided_by_zero(quantized):
     with torch.no_grad():
         assert quantized(torch.zeros(2, 3, 32, 32)).isfinite().all()
         assert quantized(100 * images(2)).isfinite().all()
+
+
+def gradient(model: torch.nn.Module, logits: torch.Tensor) -> torch.Tensor:
+    model.zero_grad()
+    logits.square().sum().backward()
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
+
+
+def test_it_learns_by_the_gradient_of_the_model_where_rounded_numbers_are_divided():
+    torch.manual_seed(0)
+    model = quantize(timm.create_model("flatten_pvt_tiny", **SMALL["flatten_pvt_tiny"]), (32, 32), images(16))
+    model.freeze()
+    model.train()
+    rounded = model(images(16))
+    learned = gradient(model, rounded)
+    torch.testing.assert_close(rounded, model.eval()(images(16)))
+    through = gradient(model, model.graph(images(16)))
+    with _unrounded(model.graph):
+        expected = gradient(model, model.graph(images(16)))
+    assert torch.cosine_similarity(learned, expected, dim=0) > 0.9
+    assert torch.cosine_similarity(through, expected, dim=0) < 0.5  # what rounding by rounding comes to
+
+
+def test_ranges_that_are_found_in_training_are_those_of_small_batches_and_floors_are_theirs(model):
+    quantized = quantize(model, (32, 32), images(16)).train()
+    quantized(10 * images(16))
+    quantized.freeze()
+    for node in quantized.graph.graph.nodes:
+        if node.target == torch.ops.aten.maximum.default:
+            floor = quantized.graph.get_buffer(node.args[1].target)
+            (rounding,) = node.users
+            assert floor == quantized.graph.get_submodule(rounding.target).scale[0]
 
 
 def test_file_in_8_bits_computes_what_was_calibrated(model, quantized, tmp_path):

@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
@@ -21,9 +22,11 @@ BATCH = 16
 class QuantizedModel(nn.Module):
     """A classifier computed as an accelerator computes it, with the interface of the one that it was made from.
 
-    Weights, activations and all between are rounded to 8 bits where they arise, and computed with in float32, so that
-    it can be trained: the gradient passes the rounding. In training mode ranges follow what goes through, until
-    :meth:`freeze`.
+    Weights, activations and all between are rounded to 8 bits where they arise, and computed with in float32. In
+    training mode ranges follow what goes through, until :meth:`freeze`, and the gradient is the one that the model
+    without rounding has, at the loss of the rounded outputs. Passed through the rounding itself (straight through, one
+    rounding after the other) it means nothing where rounded numbers are divided: features of few steps over a norm that
+    is near zero. Of a trained FLatten-PVT-T it was 27,000 times as long and at a right angle to that of the model.
 
     Attributes:
         graph: The fused model as a graph of torchao's PT2E, for images of one size, any batch.
@@ -51,17 +54,28 @@ class QuantizedModel(nn.Module):
             height, width = self.img_size
             got = "x".join(map(str, images.shape[2:]))
             raise ValueError(f"a model in 8 bits takes images of one size, {height}x{width}, got {got}")
-        return self.graph(images)
+        if not (self.training and torch.is_grad_enabled()):
+            return self.graph(images)
+        with torch.no_grad():  # in the batches that ranges are found with: those of more images reach further
+            rounded = torch.cat([self.graph(part) for part in images.split(BATCH)])
+        observe(self.graph, False)
+        with _unrounded(self.graph):
+            smooth = self.graph(images)
+        observe(self.graph, not self.frozen)
+        return smooth + (rounded - smooth).detach()
 
     def train(self, mode: bool = True) -> Self:
         """Let ranges follow what goes through (training mode), or leave them as they are."""
         observe(self.graph, mode and not self.frozen)
+        if not mode:
+            set_floors(self.graph)  # of the ranges of now
         return super().train(mode)
 
     def freeze(self) -> None:
         """Leave the ranges as they are from now on, in training mode, too."""
         self.frozen = True
         observe(self.graph, False)
+        set_floors(self.graph)
 
     def calibrate(self, images: Tensor) -> None:
         """Set the ranges by images ``[N, C, H, W]``: the mean of what batches of 16 reach."""
@@ -122,11 +136,8 @@ def fake_quantized(model: nn.Module, example: Tensor) -> GraphModule:
         graph = _each_once(prepare_qat_pt2e(without_idle_nodes(traced), FullQuantizer()))
         for name in ("train", "eval"):  # torchao forbids both, for graphs with dropout; there is none here
             graph.__dict__.pop(name, None)
-        for fake in _fakes(graph):
-            fake.disable_fake_quant()
-        graph(example)  # ranges of channels get their shape
-        for fake in _fakes(graph):
-            fake.enable_fake_quant()
+        with _unrounded(graph):
+            graph(example)  # ranges of channels get their shape
     for parameter in graph.parameters():
         parameter.requires_grad_(True)
     return graph
@@ -138,18 +149,16 @@ def calibrate(graph: GraphModule, images: Tensor) -> None:
 
     Weights have the range that they have.
     """
-    observe(graph, True)
-    for fake in _fakes(graph):
-        fake.disable_fake_quant()
-    for count, batch in enumerate(images.split(BATCH)):
-        for fake in _fakes(graph):
-            if not fake.is_per_channel:
-                fake.activation_post_process.averaging_constant = 1 / (count + 1)
-        graph(batch)
+    with _unrounded(graph):
+        observe(graph, True)
+        for count, batch in enumerate(images.split(BATCH)):
+            for fake in _fakes(graph):
+                if not fake.is_per_channel:
+                    fake.activation_post_process.averaging_constant = 1 / (count + 1)
+            graph(batch)
     for fake in _fakes(graph):
         if not fake.is_per_channel:
             fake.activation_post_process.averaging_constant = 0.01
-        fake.enable_fake_quant()
     observe(graph, False)
     set_floors(graph)
 
@@ -202,6 +211,16 @@ def observe(graph: GraphModule, on: bool) -> None:
     """Let the ranges of activations follow what goes through; those of weights always do, being what they are."""
     for fake in _fakes(graph):
         fake.enable_observer(on or fake.is_per_channel)
+
+
+@contextmanager
+def _unrounded(graph: GraphModule) -> Iterator[None]:
+    """Compute in float32 for a while."""
+    for fake in _fakes(graph):
+        fake.disable_fake_quant()
+    yield
+    for fake in _fakes(graph):
+        fake.enable_fake_quant()
 
 
 def _fakes(graph: GraphModule) -> Iterator[Any]:
