@@ -4,7 +4,7 @@
 
 Files are those of ``linvit export --to onnx``, of models with random weights: values do not change the time. Sessions
 take turns, one image each, with the runtime's own profiler on. The times of all operators of a kind in one image are
-added; a record holds each image's sum. Called again on another kind of processor, it adds that one's rows.
+added; a record holds each image's sum.
 """
 
 import argparse
@@ -20,7 +20,6 @@ import torch
 import linvit  # noqa: F401 -- registers the models
 from linvit.bench import take_turns
 from linvit.bench.records import Record
-from linvit.bench.run import machine
 from linvit.deploy.formats import find_format
 from linvit.deploy.job import make_job
 
@@ -73,10 +72,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the times here, as JSON")
     args = parser.parse_args()
     record = Record.resume(args.out, (__doc__ or "").splitlines()[0], {"rounds": args.rounds, "size": 224})
-    format, processor = find_format("onnx"), machine()["processor"]
+    format = find_format("onnx")
     images = torch.randn(8, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     for name in args.models:
-        if record.get(processor=processor, model=name, precision="int8"):
+        if record.get(model=name, precision="int8"):
             continue
         with tempfile.TemporaryDirectory() as folder:
             sessions = {}
@@ -92,7 +91,7 @@ def main() -> None:
             take_turns(calls, args.rounds, warmup=WARMUP)
             for precision, one in sessions.items():
                 raw = {"milliseconds": milliseconds(one.end_profiling())}
-                record.add({"processor": processor, "model": name, "precision": precision}, raw)
+                record.add({"model": name, "precision": precision}, raw)
                 medians = {kind: statistics.median(times) for kind, times in raw["milliseconds"].items()}
                 print(name, precision, {kind: round(time, 2) for kind, time in medians.items()}, flush=True)
 

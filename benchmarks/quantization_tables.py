@@ -8,7 +8,7 @@ from linvit.deploy import FORMATS
 
 
 def quantization() -> str:
-    """Return top-1 of each model's files: rounded after training, and trained with the rounding."""
+    """Return top-1 of the files of each model, rounded after training (and how many agree) and trained in 8 bits."""
     found = record("quantization")
 
     def tops(**of: str) -> list[float]:
@@ -19,7 +19,10 @@ def quantization() -> str:
         (plain,) = tops(model=name, arm="float32")
         longer = tops(model=name, arm="longer")
         for format in dict.fromkeys(cell.of["format"] for cell in found.select(model=name, arm="int8-full")):
-            after = [spread(tops(model=name, arm=arm, format=format)) for arm in ("int8", "int8-full")]
+            after = []
+            for arm in ("int8", "int8-full"):
+                (file,) = found.select(model=name, arm=arm, format=format)
+                after.append(f"{spread([file.raw['top1']])} ({file.raw['agreement']:.0%})")
             trained = tops(model=name, arm="trained", format=format)
             learned = f"{spread(trained)} ({len(trained)})"
             lost = f"{100 * (statistics.mean(trained) - plain):+.2f}"
@@ -39,7 +42,7 @@ def int8_speed() -> str:
         cells = []
         for model in models:
             whole, small = (
-                middle("int8_speed", model=model, runtime=runtime, precision=precision, fused=True, size=[224, 224])
+                middle("int8_speed", model=model, runtime=runtime, precision=precision)
                 for precision in ("float32", "int8")
             )
             cells.append(f"{whole * 1e3:.1f} / {small * 1e3:.1f} = **{whole / small:.2f}**")
@@ -56,7 +59,6 @@ def onnxruntime_int8() -> str:
         "gelu": "GELU",
         "rest": "all else",
     }
-    processors = {"AVX512": "AVX512-VNNI", "AVX2": "AVX2"}
     found = record("onnxruntime_int8")
 
     def times(**of: str) -> dict[str, float]:
@@ -65,16 +67,15 @@ def onnxruntime_int8() -> str:
 
     rows = []
     for cell in found.select(precision="int8"):
-        of = {"processor": cell.of["processor"], "model": cell.of["model"]}
-        whole, small = times(**of, precision="float32"), times(**of, precision="int8")
+        model = cell.of["model"]
+        whole, small = times(model=model, precision="float32"), times(model=model, precision="int8")
         free = small | {"rounding": 0.0, "layout": min(whole["layout"], small["layout"])}
-        gains = [sum(whole.values()) / sum(each.values()) for each in (small, free)]
-        cells = [f"{whole[kind]:.1f} / {small[kind]:.1f}" for kind in kinds]
-        total = f"{sum(whole.values()):.1f} / {sum(small.values()):.1f}"
-        names = [processors[of["processor"]], f"`{of['model']}`"]
-        rows.append([*names, *cells, total, *(f"{gain:.2f}" for gain in gains)])
-    head = ["float32 / int8, ms", "", *kinds.values(), "together", "gain", "were both free"]
-    return markdown(head, rows)
+        together, best = (sum(each.values()) for each in (small, free))
+        pairs = [(whole[kind], small[kind]) for kind in kinds] + [(sum(whole.values()), together)]
+        gains = [sum(whole.values()) / each for each in (together, best)]
+        rows.append([f"`{model}`", *(f"{a:.1f} / {b:.1f}" for a, b in pairs), *(f"{gain:.2f}" for gain in gains)])
+    head = ["float32 / int8, ms", *kinds.values(), "together"]
+    return markdown([*head, "gain", "gain without rounding, in float32's layouts"], rows)
 
 
 TABLES = (quantization, int8_speed, onnxruntime_int8)

@@ -5,7 +5,9 @@
     OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/runtimes.py --files runs/files --out benchmarks/runtimes.json
 
 LiteRT's converter has an environment of its own: the first line writes its files, the last one times all. ExecuTorch
-takes as many threads as its process has processors, so it is given one.
+takes as many threads as its process has processors, so it is given one. With ``--models care_s0 flatten_pvt_tiny
+flatten_swin_tiny linglo_b0 --precisions float32 int8`` in both lines, and the runtimes that have int8, it makes
+benchmarks/int8_speed.json.
 """
 
 import argparse
@@ -15,6 +17,7 @@ from linvit.bench.contenders import RUNTIMES, Contender
 from linvit.bench.records import Record
 from linvit.bench.run import measure
 from linvit.cli.common import progress
+from linvit.deploy.export import BOUNDS
 
 MODELS = [
     "care_s0",
@@ -34,10 +37,16 @@ def main() -> None:
     parser.add_argument("--files", type=Path, required=True, help="where the exported files are, or go")
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--runtimes", nargs="+", default=list(RUNTIMES), choices=list(RUNTIMES))
+    parser.add_argument("--precisions", nargs="+", default=["float32"], choices=list(BOUNDS))
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--out", type=Path, help="JSON of the record; left out, files are written and nothing is timed")
     args = parser.parse_args()
-    contenders = [Contender(model, runtime, threads=1) for model in args.models for runtime in args.runtimes]
+    contenders = [
+        Contender(model, runtime, precision=precision, threads=1)
+        for model in args.models
+        for runtime in args.runtimes
+        for precision in args.precisions
+    ]
     if args.out is None:
         args.files.mkdir(parents=True, exist_ok=True)
         for contender in progress(contenders, len(contenders), "files"):
@@ -48,7 +57,8 @@ def main() -> None:
     record = Record((__doc__ or "").splitlines()[0], settings, path=args.out)
     for one in measured:
         raw = {"seconds": one.seconds, "error": one.error, "macs": one.macs, "params": one.params}
-        record.add({"model": one.contender.model, "runtime": one.contender.runtime}, raw)
+        of = {"model": one.contender.model, "runtime": one.contender.runtime, "precision": one.contender.precision}
+        record.add(of, raw)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ class QuantizeTask(ClassificationTask):
         ValueError: An argument is outside its range, or the original tells other classes apart than the data has.
     """
 
-    one_size = False  # gradients of the rounding were never measured compiled
+    one_size = False  # it was never measured compiled
     model: QuantizedModel
 
     def __init__(
@@ -86,7 +86,10 @@ class QuantizeTask(ClassificationTask):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the learning rates; leave the ranges as they are when their share of the training is over."""
         super().on_train_batch_start(batch, batch_idx)
-        if self.global_step >= self.hparams["follow"] * self.trainer.estimated_stepping_batches:
+        if (
+            not self.model.frozen
+            and self.global_step >= self.hparams["follow"] * self.trainer.estimated_stepping_batches
+        ):
             self.model.freeze()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> STEP_OUTPUT:

@@ -13,7 +13,9 @@ import torch
 
 import linvit
 from linvit.deploy import export_model, find_format
+from linvit.deploy.formats.onnx import _reuse
 from linvit.deploy.job import INTEGER, Job, make_job
+from linvit.ops import window_attention
 from tests.conftest import CLASSES
 
 OPTIONS = {"img_size": (32, 32), "classes": CLASSES}
@@ -57,16 +59,52 @@ def test_file_agrees_with_the_model_in_other_batches_too(model, tmp_path, format
         torch.testing.assert_close(one, model(images(1)), rtol=0.1, atol=0.1 * model(images(1)).abs().max().item())
 
 
-def test_onnx_int8_is_smaller_and_says_how_far_it_is(model, tmp_path):
+def test_onnx_int8_takes_layers_with_arithmetic(tmp_path):
+    """A stem, a depthwise convolution, a wide one, a linear layer and a product of activations."""
+
+    class Layers(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.depthwise = torch.nn.Conv2d(3, 128, 4, 4), torch.nn.Conv2d(128, 128, 3, groups=128)
+            self.wide, self.linear = torch.nn.Conv2d(128, 256, 1), torch.nn.Linear(256, 256)
+
+        def forward(self, images):
+            x = self.wide(self.depthwise(self.stem(images))).flatten(2).transpose(1, 2)
+            return self.linear(x) @ x.transpose(1, 2)
+
+    torch.manual_seed(0)
+    layers = Layers().eval()
+    for precision in ("float32", "int8"):
+        job = Job(layers, layers, images(), ("logits",), precision, calibration=images(8))
+        find_format("onnx").write(job, tmp_path / f"{precision}.onnx")
+    weights = onnx.load(tmp_path / "int8.onnx").graph.initializer
+    sizes = {tuple(weight.dims) for weight in weights if weight.data_type == onnx.TensorProto.INT8 and weight.dims}
+    assert {size for size in sizes if len(size) > 1} == {(256, 128, 1, 1), (256, 256)}
+    assert (tmp_path / "int8.onnx").stat().st_size < 0.6 * (tmp_path / "float32.onnx").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("operator", "weight", "attributes", "reuse"),
+    [
+        ("Conv", [64, 1, 3, 3], {"group": 64}, 4.5),
+        ("Conv", [256, 64, 1, 1], {}, 51.2),
+        ("Conv", [64, 3, 4, 4], {"strides": [4, 4]}, 27.43),
+        ("MatMul", [64, 64], {}, 32),
+        ("MatMul", [64], {}, 0),
+        ("MatMul", None, {}, 0),
+    ],
+)
+def test_onnx_int8_counts_the_arithmetic_of_a_layer(operator, weight, attributes, reuse):
+    node = onnx.helper.make_node(operator, ["x", "weight"], ["y"], **attributes)
+    assert _reuse(node, weight) == pytest.approx(reuse, rel=1e-3)
+
+
+def test_onnx_int8_says_how_far_it_is(model, tmp_path):
     plain = export_model(model, tmp_path / "plain.onnx", "onnx", images(), **OPTIONS)
     small = export_model(
         model, tmp_path / "small.onnx", "onnx", images(), precision="int8", calibration=images(8), **OPTIONS
     )
     assert small.check.max_error > 10 * plain.check.max_error
-    weights = {
-        t.data_type for t in onnx.load(tmp_path / "small.onnx").graph.initializer if t.name.endswith("_quantized")
-    }
-    assert onnx.TensorProto.INT8 in weights
     with pytest.raises(ValueError, match="int8 needs calibration images"):
         export_model(model, tmp_path / "none.onnx", "onnx", images(), precision="int8", **OPTIONS)
 
@@ -173,6 +211,25 @@ def test_executorch_normalises_wide_layers_in_float32(tmp_path):
     find_format("executorch").write(job, tmp_path / "m.pte")
     (y,) = find_format("executorch").load(tmp_path / "m.pte")(x.half())
     assert (y - norms.float()(x)).abs().max() < 1e-2
+
+
+def test_executorch_takes_windows_of_softmax_attention(tmp_path):
+    class Windows(torch.nn.Module):
+        def __init__(self, window, local):
+            super().__init__()
+            self.window, self.local = window, torch.nn.Conv2d(16, 16, 3, groups=16) if local else None
+            self.bias = None if local else torch.nn.Parameter(torch.randn(2, 16, 16))
+
+        def forward(self, qkv):
+            kernel = (self.local.weight, self.local.bias) if self.local else ()
+            return window_attention(qkv, 2, self.window, [0, 0], self.bias, *kernel)
+
+    torch.manual_seed(0)
+    for windows in (Windows([4, 4], False), Windows([0, 3], True)):
+        qkv = torch.randn(1, 7, 7, 3, 16)
+        find_format("executorch").write(Job(windows, windows, qkv, ("y",)), tmp_path / "m.pte")
+        (y,) = find_format("executorch").load(tmp_path / "m.pte")(qkv)
+        torch.testing.assert_close(y, windows(qkv))
 
 
 @pytest.mark.slow

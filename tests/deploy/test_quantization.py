@@ -13,7 +13,7 @@ import linvit
 from linvit.deploy import export_model, find_format, fuse
 from linvit.deploy.job import Job
 from linvit.deploy.quantization import QuantizedModel, quantize, sensitivity
-from linvit.deploy.quantization.model import _unrounded, calibrate, converted, fake_quantized
+from linvit.deploy.quantization.model import calibrate, converted, fake_quantized, unrounded
 from tests.conftest import CLASSES
 from tests.deploy.test_families import SMALL
 
@@ -73,21 +73,53 @@ def test_it_learns_by_the_gradient_of_the_model_where_rounded_numbers_are_divide
     learned = gradient(model, rounded)
     torch.testing.assert_close(rounded, model.eval()(images(16)))
     through = gradient(model, model.graph(images(16)))
-    with _unrounded(model.graph):
+    with unrounded(model.graph):
         expected = gradient(model, model.graph(images(16)))
     assert torch.cosine_similarity(learned, expected, dim=0) > 0.9
     assert torch.cosine_similarity(through, expected, dim=0) < 0.5  # what rounding by rounding comes to
 
 
-def test_ranges_that_are_found_in_training_are_those_of_small_batches_and_floors_are_theirs(model):
+@pytest.mark.parametrize("training", [torch.enable_grad, torch.no_grad])
+def test_ranges_that_are_found_in_training_are_those_of_batches_of_16(model, training):
+    together = quantize(model, (32, 32), images(16)).train()
+    apart = copy.deepcopy(together)
+    x = 10 * images(32)
+    with training():
+        together(x)
+        apart(x[:16])
+        apart(x[16:])
+    others = apart.state_dict()
+    for name, tensor in together.state_dict().items():
+        torch.testing.assert_close(tensor, others[name], msg=name)
+
+
+@pytest.mark.parametrize("end", [QuantizedModel.freeze, QuantizedModel.eval])
+def test_floors_are_those_of_the_ranges(model, end):
     quantized = quantize(model, (32, 32), images(16)).train()
     quantized(10 * images(16))
+    end(quantized)
+    floored = quantized.graph.graph.find_nodes(op="call_function", target=torch.ops.aten.maximum.default)
+    assert floored
+    for node in floored:
+        (rounding,) = node.users
+        floor = quantized.graph.get_buffer(node.args[1].target)
+        assert floor == quantized.graph.get_submodule(rounding.target).scale[0]
+
+
+def test_a_training_step_that_is_stopped_leaves_the_rounding_on(model):
+    quantized = quantize(model, (32, 32), images(16)).train()
     quantized.freeze()
-    for node in quantized.graph.graph.nodes:
-        if node.target == torch.ops.aten.maximum.default:
-            floor = quantized.graph.get_buffer(node.args[1].target)
-            (rounding,) = node.users
-            assert floor == quantized.graph.get_submodule(rounding.target).scale[0]
+    expected = copy.deepcopy(quantized).eval()(images())
+
+    def stop(graph, images, logits):
+        if logits.requires_grad:  # the pass without rounding
+            raise KeyboardInterrupt
+
+    hook = quantized.graph.register_forward_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        quantized(images())
+    hook.remove()
+    torch.testing.assert_close(quantized.eval()(images()), expected)
 
 
 def test_file_in_8_bits_computes_what_was_calibrated(model, quantized, tmp_path):

@@ -65,7 +65,8 @@ def load(path: Path, threads: int | None = None, precision: str = "float32") -> 
 class _AttentionByFormula(TorchFunctionMode):
     """Traces softmax attention as what it is lowered to.
 
-    The fused kernel's output lies otherwise in memory: a reshape that was traced as a view of that need not be one.
+    The fused kernel's output lies otherwise in memory: a reshape that was traced as a view of that need not be one. (A
+    model that calls ``view`` where it counts on the fused kernel's layout cannot be lowered.)
     """
 
     def __torch_function__(
@@ -74,10 +75,12 @@ class _AttentionByFormula(TorchFunctionMode):
         return (_attention if func is F.scaled_dot_product_attention else func)(*args, **(kwargs or {}))
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any
+) -> Tensor:
     if attn_mask is not None and attn_mask.dtype == torch.bool:  # this operator adds every mask
-        attn_mask = torch.where(attn_mask, 0.0, -torch.inf).to(q.dtype)
-    return torch.ops.aten._scaled_dot_product_attention_math(q, k, v, attn_mask, *args, **kwargs)[0]
+        attn_mask = torch.where(attn_mask, 0.0, -torch.inf).to(query.dtype)
+    return torch.ops.aten._scaled_dot_product_attention_math(query, key, value, attn_mask, *args, **kwargs)[0]
 
 
 def _layer_norm(x: Tensor, shape: list[int], weight: Any, bias: Any, eps: float, cudnn: bool = True) -> Tensor:

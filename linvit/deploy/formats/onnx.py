@@ -15,7 +15,7 @@ from linvit.deploy.job import BATCH, Job, Run, quiet
 __all__ = ["FORMAT", "load", "output_names", "write"]
 
 WORTHWHILE = 50
-"""Multiply-accumulates for each value read or written from which a layer in 8 bits wins more than rounding costs.
+"""Multiply-accumulates for each activation read or written from which a layer in 8 bits wins more than rounding costs.
 
 On a processor with 8-bit dot products, one thread, float32 over int8 with a bound of 0, 30, 50, 80: CARE-S0 1.13, 1.19,
 1.23, 1.18; FLatten-PVT-T 1.47, 1.51, 1.51, 1.42; LinGlo-B0 1.14, 1.19, 1.20, 1.19.
@@ -80,7 +80,8 @@ def _quantized(proto: Any, calibration: Tensor) -> Any:
     """Quantize dense convolutions and linear layers after training: weights per channel, activations by their range.
 
     Products of attention stay in float32, and so does what has little arithmetic for what it reads and writes,
-    depthwise convolutions above all: it gains no time and costs accuracy (docs/deploy.md). Weights take 7 bits, so that
+    depthwise convolutions above all: it gains no time and costs accuracy (docs/deploy.md). The classifier is always
+    quantized. Weights take 7 bits, so that
     processors without dot-product instructions (AVX2), which add pairs of products in 16 bits, do not overflow.
     """
     import onnx
@@ -123,8 +124,8 @@ def _quantized(proto: Any, calibration: Tensor) -> Any:
 
 
 def _reuse(node: Any, weight: list[int] | None) -> float:
-    """Return the multiply-accumulates of a node for each value that it reads or writes; none without a weight."""
-    if weight is None:
+    """Return the multiply-accumulates of a node for each activation that it reads or writes; none without a weight."""
+    if weight is None or len(weight) < 2:
         return 0.0
     if node.op_type == "MatMul":
         rows, columns = weight[-2:]
@@ -132,8 +133,8 @@ def _reuse(node: Any, weight: list[int] | None) -> float:
     attributes = {attribute.name: attribute for attribute in node.attribute}
     groups = attributes["group"].i if "group" in attributes else 1
     strides = attributes["strides"].ints if "strides" in attributes else ()
-    out = weight[0]
-    return math.prod(weight) / (out + weight[1] * groups * math.prod(strides))
+    read, written = weight[1] * groups * math.prod(strides), weight[0]  # for each position of the output
+    return math.prod(weight) / (read + written)
 
 
 FORMAT = Format(

@@ -24,9 +24,9 @@ class QuantizedModel(nn.Module):
 
     Weights, activations and all between are rounded to 8 bits where they arise, and computed with in float32. In
     training mode ranges follow what goes through, until :meth:`freeze`, and the gradient is the one that the model
-    without rounding has, at the loss of the rounded outputs. Passed through the rounding itself (straight through, one
-    rounding after the other) it means nothing where rounded numbers are divided: features of few steps over a norm that
-    is near zero. Of a trained FLatten-PVT-T it was 27,000 times as long and at a right angle to that of the model.
+    without rounding has, at the loss of the rounded outputs. In evaluation mode it passes straight through one rounding
+    after the other, which means nothing where rounded numbers are divided, features of few steps by a norm near zero:
+    of a trained FLatten-PVT-T, 27,000 times as long as the gradient of the model and at a right angle to it.
 
     Attributes:
         graph: The fused model as a graph of torchao's PT2E, for images of one size, any batch.
@@ -54,12 +54,14 @@ class QuantizedModel(nn.Module):
             height, width = self.img_size
             got = "x".join(map(str, images.shape[2:]))
             raise ValueError(f"a model in 8 bits takes images of one size, {height}x{width}, got {got}")
-        if not (self.training and torch.is_grad_enabled()):
+        if not self.training:
             return self.graph(images)
         with torch.no_grad():  # in the batches that ranges are found with: those of more images reach further
             rounded = torch.cat([self.graph(part) for part in images.split(BATCH)])
+        if not torch.is_grad_enabled():
+            return rounded
         observe(self.graph, False)
-        with _unrounded(self.graph):
+        with unrounded(self.graph):
             smooth = self.graph(images)
         observe(self.graph, not self.frozen)
         return smooth + (rounded - smooth).detach()
@@ -136,7 +138,7 @@ def fake_quantized(model: nn.Module, example: Tensor) -> GraphModule:
         graph = _each_once(prepare_qat_pt2e(without_idle_nodes(traced), FullQuantizer()))
         for name in ("train", "eval"):  # torchao forbids both, for graphs with dropout; there is none here
             graph.__dict__.pop(name, None)
-        with _unrounded(graph):
+        with unrounded(graph):
             graph(example)  # ranges of channels get their shape
     for parameter in graph.parameters():
         parameter.requires_grad_(True)
@@ -149,7 +151,7 @@ def calibrate(graph: GraphModule, images: Tensor) -> None:
 
     Weights have the range that they have.
     """
-    with _unrounded(graph):
+    with unrounded(graph):
         observe(graph, True)
         for count, batch in enumerate(images.split(BATCH)):
             for fake in _fakes(graph):
@@ -214,13 +216,15 @@ def observe(graph: GraphModule, on: bool) -> None:
 
 
 @contextmanager
-def _unrounded(graph: GraphModule) -> Iterator[None]:
+def unrounded(graph: GraphModule) -> Iterator[None]:
     """Compute in float32 for a while."""
     for fake in _fakes(graph):
         fake.disable_fake_quant()
-    yield
-    for fake in _fakes(graph):
-        fake.enable_fake_quant()
+    try:
+        yield
+    finally:  # whether it rounds is part of a checkpoint, which training writes when it is stopped, too
+        for fake in _fakes(graph):
+            fake.enable_fake_quant()
 
 
 def _fakes(graph: GraphModule) -> Iterator[Any]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from linvit.deploy.quantization.model import calibrate, fake_quantized
+from linvit.deploy.quantization.model import calibrate, fake_quantized, unrounded
 
 __all__ = ["Loss", "sensitivity"]
 
@@ -48,20 +48,17 @@ def sensitivity(model: torch.nn.Module, images: Tensor, calibration: Tensor) -> 
 
 @torch.no_grad()
 def _losses(graph: GraphModule, layers: dict[str, list[Any]], images: Tensor) -> Iterator[Loss]:
-    every: Iterator[Any] = graph.modules()
-    for fake in every:
-        if hasattr(fake, "fake_quant_enabled"):
-            fake.disable_fake_quant()
-    expected = graph(images)
-    for layer, fakes in layers.items():
-        for fake in fakes:
-            fake.enable_fake_quant()
-        actual = graph(images)
-        for fake in fakes:
-            fake.disable_fake_quant()
-        error = ((actual - expected).abs().max() / expected.abs().max()).item()
-        agreement = (actual.argmax(1) == expected.argmax(1)).double().mean().item()
-        yield Loss(layer, error, agreement)
+    with unrounded(graph):
+        expected = graph(images)
+        for layer, fakes in layers.items():
+            for fake in fakes:
+                fake.enable_fake_quant()
+            actual = graph(images)
+            for fake in fakes:
+                fake.disable_fake_quant()
+            error = ((actual - expected).abs().max() / expected.abs().max()).item()
+            agreement = (actual.argmax(1) == expected.argmax(1)).double().mean().item()
+            yield Loss(layer, error, agreement)
 
 
 def _layers(graph: GraphModule) -> dict[str, list[Any]]:
