@@ -1,13 +1,13 @@
-"""CARE-S0 and LinGlo-B0 in every runtime, beside peers for small devices: processor time of one thread, from one run.
+"""Models in every runtime, all in turns in one run: processor time of one thread.
 
     .venv-litert/bin/python benchmarks/runtimes.py --runtimes litert --files runs/files
     pip install ai-edge-litert
     OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/runtimes.py --files runs/files --out benchmarks/runtimes.json
 
-LiteRT's converter has an environment of its own: the first line writes its files, the last one times all. ExecuTorch
-takes as many threads as its process has processors, so it is given one. With ``--models care_s0 flatten_pvt_tiny
-flatten_swin_tiny linglo_b0 --precisions float32 int8`` in both lines, and the runtimes that have int8, it makes
-benchmarks/int8_speed.json.
+These are CARE-S0 and LinGlo-B0 beside peers for small devices. LiteRT's converter has an environment of its own: the
+first line writes its files, the last one times all. ExecuTorch takes as many threads as its process has processors, so
+it is given one. With ``--models care_s0 flatten_pvt_tiny flatten_swin_tiny linglo_b0 --precisions float32 int8`` in
+both lines, and the runtimes that have int8 in the last, it makes benchmarks/int8_speed.json.
 """
 
 import argparse

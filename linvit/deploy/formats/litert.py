@@ -125,9 +125,11 @@ def _ranges(path: Path, batches: Iterable[Tensor], recipe: Any) -> dict[str, dic
 
 
 def _in_float(path: Path) -> set[str]:
-    """Name what eight bits cannot hold: what is divided by, and what is masked by minus infinity, up to the softmax.
+    """Name what eight bits cannot hold: divisors, products that are divided, and what is masked, up to the softmax.
 
-    The least of a divisor, a sum or a variance, would be rounded to zero; a mask to the least of what it hides.
+    The least of a divisor, a sum or a variance, would be rounded to zero; a mask of minus infinity to the least of what
+    it hides. Products that are divided (attention before its normaliser) differ from token to token as their divisors
+    do: most would have a few steps.
     """
     from ai_edge_litert import schema_py_generated as schema
 
@@ -144,10 +146,15 @@ def _in_float(path: Path) -> set[str]:
             if kind not in (builtin.SOFTMAX, builtin.EXP):
                 masked.add(output)
     divisors: set[int] = set()
+    divided: set[int] = set()
     sums = {builtin.ADD, builtin.MAXIMUM, builtin.RESHAPE, builtin.TRANSPOSE, builtin.MEAN}
     for (kind, inputs, output), operator in zip(reversed(operators), reversed(graph.operators), strict=True):
         if kind in (builtin.DIV, builtin.RSQRT):
             divisors.add(operator.inputs[-1])
+            found.add(output)
+            if kind == builtin.DIV:
+                divided.add(operator.inputs[0])
+        if output in divided and kind == builtin.BATCH_MATMUL:
             found.add(output)
         if output in divisors:
             found.add(output)
