@@ -147,6 +147,9 @@ def _in_float(path: Path) -> set[str]:
                 masked.add(output)
     divisors: set[int] = set()
     divided: set[int] = set()
+    is_constant = [model.buffers[tensor.buffer].data is not None for tensor in graph.tensors]
+    products = {builtin.BATCH_MATMUL, builtin.FULLY_CONNECTED}  # the latter where there is one head
+    moves = {builtin.RESHAPE, builtin.TRANSPOSE}
     sums = {builtin.ADD, builtin.MAXIMUM, builtin.RESHAPE, builtin.TRANSPOSE, builtin.MEAN}
     for (kind, inputs, output), operator in zip(reversed(operators), reversed(graph.operators), strict=True):
         if kind in (builtin.DIV, builtin.RSQRT):
@@ -154,7 +157,10 @@ def _in_float(path: Path) -> set[str]:
             found.add(output)
             if kind == builtin.DIV:
                 divided.add(operator.inputs[0])
-        if output in divided and kind == builtin.BATCH_MATMUL:
+        if output in divided and kind in moves:
+            found.add(output)
+            divided |= inputs
+        if output in divided and kind in products and not is_constant[operator.inputs[1]]:
             found.add(output)
         if output in divisors:
             found.add(output)
