@@ -147,7 +147,7 @@ def _in_float(path: Path) -> set[str]:
                 masked.add(output)
     divisors: set[int] = set()
     divided: set[int] = set()
-    is_constant = [model.buffers[tensor.buffer].data is not None for tensor in graph.tensors]
+    is_constant = [_is_constant(model.buffers[tensor.buffer]) for tensor in graph.tensors]
     products = {builtin.BATCH_MATMUL, builtin.FULLY_CONNECTED}  # the latter where there is one head
     moves = {builtin.RESHAPE, builtin.TRANSPOSE}
     sums = {builtin.ADD, builtin.MAXIMUM, builtin.RESHAPE, builtin.TRANSPOSE, builtin.MEAN}
@@ -171,8 +171,13 @@ def _in_float(path: Path) -> set[str]:
 
 def _has_mask(tensor: Any, buffer: Any) -> bool:
     """Tell whether a constant has minus infinity in it, which the converter writes as the least number of float32."""
-    is_constant = buffer.data is not None and len(buffer.data) > 0 and tensor.type == 0
-    return is_constant and bool((torch.frombuffer(bytearray(buffer.data), dtype=torch.float32) < -1e30).any())
+    if tensor.type != 0 or not _is_constant(buffer):
+        return False
+    return bool((torch.frombuffer(bytearray(buffer.data), dtype=torch.float32) < -1e30).any())
+
+
+def _is_constant(buffer: Any) -> bool:
+    return buffer.data is not None and len(buffer.data) > 0
 
 
 @contextlib.contextmanager

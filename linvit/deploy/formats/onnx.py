@@ -17,8 +17,8 @@ __all__ = ["FORMAT", "load", "output_names", "write"]
 WORTHWHILE = 50
 """Multiply-accumulates for each activation read or written from which a layer in 8 bits wins more than rounding costs.
 
-On a processor with 8-bit dot products, one thread, float32 over int8 with a bound of 0, 30, 50, 80: CARE-S0 1.13, 1.19,
-1.23, 1.18; FLatten-PVT-T 1.47, 1.51, 1.51, 1.42; LinGlo-B0 1.14, 1.19, 1.20, 1.19.
+Float32 over int8 with a bound of 0, 30, 50, 80, one thread of a processor with AVX512-VNNI: CARE-S0 1.13, 1.19, 1.23,
+1.18; FLatten-PVT-T 1.47, 1.51, 1.51, 1.42; LinGlo-B0 1.14, 1.19, 1.20, 1.19.
 """
 
 
@@ -81,8 +81,8 @@ def _quantized(proto: Any, calibration: Tensor) -> Any:
 
     Products of attention stay in float32, and so does what has little arithmetic for what it reads and writes,
     depthwise convolutions above all: it gains no time and costs accuracy (docs/deploy.md). The classifier is always
-    quantized. Weights take 7 bits, so that
-    processors without dot-product instructions (AVX2), which add pairs of products in 16 bits, do not overflow.
+    quantized. Weights take 7 bits, so that processors without dot-product instructions (AVX2), which add pairs of
+    products in 16 bits, do not overflow.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
