@@ -2,7 +2,7 @@
 
 import statistics
 
-from records_of import markdown, middle, record, spread
+from records_of import RUNTIMES, markdown, middle, record, spread
 
 from linvit.deploy import FORMATS
 
@@ -35,10 +35,9 @@ def quantization() -> str:
 
 def int8_speed() -> str:
     """Return the milliseconds of each model in each runtime, float32 and int8, and their ratio."""
-    titles = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "executorch": "ExecuTorch", "litert": "LiteRT"}
     models = list(dict.fromkeys(cell.of["model"] for cell in record("int8_speed").cells))
     rows = []
-    for runtime, title in titles.items():
+    for runtime, title in RUNTIMES.items():
         cells = []
         for model in models:
             whole, small = (

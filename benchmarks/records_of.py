@@ -9,6 +9,8 @@ from typing import Any
 from linvit.bench.records import Record
 
 HERE = Path(__file__).parent
+RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "executorch": "ExecuTorch", "litert": "LiteRT"}
+"""The runtimes of exported files, as tables name them."""
 
 
 @cache

@@ -16,7 +16,7 @@ from typing import Any
 import evidence
 import pretraining_tables
 import quantization_tables
-from records_of import HERE, markdown, middle, record, spread
+from records_of import HERE, RUNTIMES, markdown, middle, record, spread
 
 from linvit.catalogue import PUBLISHED_TOP1, catalogue
 from linvit.files import atomic_write
@@ -59,8 +59,7 @@ def attention_focus() -> str:
 
 def runtimes() -> str:
     """Return the milliseconds of each model in each runtime."""
-    titles = {"eager": "PyTorch", "compiled": "compiled", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
-    titles |= {"executorch": "ExecuTorch", "litert": "LiteRT"}
+    titles = {"eager": "PyTorch", "compiled": "compiled", **RUNTIMES}
     rows = []
     for model in values("runtimes", "model"):
         cells = {cell.of["runtime"]: cell.raw for cell in record("runtimes").select(model=model)}

@@ -16,6 +16,7 @@ from linvit.deploy import FORMATS, export_model
 from linvit.deploy.job import Job
 from linvit.deploy.quantization import quantize
 from tests.conftest import CLASSES
+from tests.deploy.layers import Normalised
 from tests.deploy.test_families import SMALL
 
 pytest.importorskip("litert_torch", reason="LiteRT has an environment of its own: make test-litert")
@@ -98,18 +99,6 @@ def test_elu_of_large_numbers_keeps_its_steps_below_zero(tmp_path):
     (y,) = FORMATS["litert"].load(tmp_path / "m.tflite")(x)
     step = (calibration.max() + 1).item() / 255
     assert (y - F.elu(x)).abs().max() < 2 * step  # one half for each rounding; 1, where exponentials overflow the rest
-
-
-class Normalised(torch.nn.Module):
-    """Attention whose weights differ by much from token to token before they are normalised."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("size", 2.0 ** -torch.arange(6)[:, None])
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weights = x[:, :1].flatten(2).sigmoid() * self.size
-        return (weights @ x[:, 1:].flatten(2).transpose(1, 2)) / weights.sum(dim=2, keepdim=True)
 
 
 def test_tokens_of_small_weights_are_not_rounded_away(tmp_path):

@@ -15,6 +15,7 @@ from linvit.deploy.job import Job
 from linvit.deploy.quantization import QuantizedModel, quantize, sensitivity
 from linvit.deploy.quantization.model import calibrate, converted, fake_quantized, unrounded
 from tests.conftest import CLASSES
+from tests.deploy.layers import Normalised
 from tests.deploy.test_families import SMALL
 
 
@@ -197,18 +198,6 @@ def test_masks_of_minus_infinity_spoil_no_range():
     with torch.no_grad():
         assert 0 < error(graph(x), model(x)) < 0.02
         torch.testing.assert_close(converted(graph)(x), graph(x))
-
-
-class Normalised(torch.nn.Module):
-    """Attention whose weights differ by much from token to token before they are normalised."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("size", 2.0 ** -torch.arange(6)[:, None])
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weights = x[:, :1].flatten(2).sigmoid() * self.size
-        return (weights @ x[:, 1:].flatten(2).transpose(1, 2)) / weights.sum(dim=2, keepdim=True)
 
 
 def test_tokens_of_small_weights_are_not_rounded_away():

@@ -150,7 +150,7 @@ def _in_float(path: Path) -> set[str]:
     is_constant = [_is_constant(model.buffers[tensor.buffer]) for tensor in graph.tensors]
     products = {builtin.BATCH_MATMUL, builtin.FULLY_CONNECTED}  # the latter where there is one head
     moves = {builtin.RESHAPE, builtin.TRANSPOSE}
-    sums = {builtin.ADD, builtin.MAXIMUM, builtin.RESHAPE, builtin.TRANSPOSE, builtin.MEAN}
+    sums = {builtin.ADD, builtin.MAXIMUM, builtin.MEAN, *moves}
     for (kind, inputs, output), operator in zip(reversed(operators), reversed(graph.operators), strict=True):
         if kind in (builtin.DIV, builtin.RSQRT):
             divisors.add(operator.inputs[-1])

@@ -18,7 +18,7 @@ WORTHWHILE = 50
 """Multiply-accumulates for each activation read or written from which a layer in 8 bits wins more than rounding costs.
 
 Float32 over int8 with a bound of 0, 30, 50, 80, one thread of a processor with AVX512-VNNI: CARE-S0 1.13, 1.19, 1.23,
-1.18; FLatten-PVT-T 1.47, 1.51, 1.51, 1.42; LinGlo-B0 1.14, 1.19, 1.20, 1.19.
+1.18; FLatten-PVT-T 1.47, 1.51, 1.51, 1.42; LinGlo-B0 1.14, 1.19, 1.20, 1.19; ``linvit bench`` measures others.
 """
 
 

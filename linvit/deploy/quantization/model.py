@@ -26,7 +26,7 @@ class QuantizedModel(nn.Module):
     training mode ranges follow what goes through, until :meth:`freeze`, and the gradient is the one that the model
     without rounding has, at the loss of the rounded outputs. In evaluation mode it passes straight through one rounding
     after the other, which means nothing where rounded numbers are divided, features of few steps by a normaliser near
-    zero: of a trained FLatten-PVT-T, 27,000 times as long as the gradient of the model and at a right angle to it.
+    zero: it has neither the length nor the direction of the gradient of the model.
 
     Attributes:
         graph: The fused model as a graph of torchao's PT2E, for images of one size, any batch.
